@@ -1,0 +1,285 @@
+"""A run, described by frozen dataclasses: everything that decides what is computed.
+
+An experiment is a Python file with `run() -> Run`; a variant is `dataclasses.replace`. Values
+below this file have no defaults: a field that nobody reads is a bug that a test looks for.
+"""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+PACKAGED = "packaged"
+
+
+def _positive(owner: object, *names: str) -> None:
+  for name in names:
+    value = getattr(owner, name)
+    if value <= 0:
+      raise ValueError(f"{type(owner).__name__}.{name} is {value}; it must be greater than 0.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+  """The Transformer over positions (trunk) and the depth transformer over codebooks."""
+
+  layers: int
+  dim: int
+  heads: int
+  kv_heads: int
+  head_dim: int
+  mlp: int
+  depth_layers: int
+  depth_dim: int
+  depth_heads: int
+  depth_mlp: int
+  # Shares of the rotary pairs of a head that turn with time, row and column (M-RoPE).
+  rope_split: tuple[int, int, int] = (2, 1, 1)
+  rope_theta: float = 10_000.0
+  norm_eps: float = 1e-6
+  # none: keep all activations. dots: keep the outputs of matmuls. full: keep layer inputs.
+  remat: Literal["none", "dots", "full"] = "none"
+  # Computation in this type; parameters, norms, softmax and logits stay in float32.
+  dtype: Literal["float32", "bfloat16"] = "float32"
+
+  def __post_init__(self) -> None:
+    _positive(self, "layers", "dim", "heads", "kv_heads", "head_dim", "mlp", "depth_layers",
+              "depth_dim", "depth_heads", "depth_mlp", "rope_theta", "norm_eps")
+    if self.heads % self.kv_heads:
+      raise ValueError(f"Model.heads is {self.heads}, which is not a multiple of "
+                       f"Model.kv_heads {self.kv_heads}; change one of them.")
+    if self.depth_dim % self.depth_heads:
+      raise ValueError(f"Model.depth_dim is {self.depth_dim}, which is not a multiple of "
+                       f"Model.depth_heads {self.depth_heads}; change one of them.")
+    pairs, parts = self.head_dim // 2, sum(self.rope_split)
+    if self.head_dim % 2 or pairs % parts:
+      raise ValueError(f"Model.head_dim {self.head_dim} has {self.head_dim / 2} rotary pairs, "
+                       f"which Model.rope_split {self.rope_split} can't share out; make "
+                       f"head_dim a multiple of {2 * parts} or change rope_split.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tokenizers:
+  """Directories of trained tokenizers; "packaged" is the one that ships with omnijax."""
+
+  text: str = PACKAGED
+  image: str = PACKAGED
+  audio: str = PACKAGED
+  # The model reads and writes this many of the codec's codebooks, coarsest first.
+  codebooks: int = 8
+
+  def __post_init__(self) -> None:
+    _positive(self, "codebooks")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tasks:
+  """Relative odds with which a document that allows several tasks is rendered to each."""
+
+  plain: float = 1.0  # parts in the order given
+  caption: float = 1.0  # image, then text
+  draw: float = 1.0  # text, then image
+  transcribe: float = 1.0  # audio that is listened to, then its transcript
+  speak: float = 1.0  # transcript, then audio that is spoken
+
+  def __post_init__(self) -> None:
+    odds = dataclasses.asdict(self)
+    if min(odds.values()) < 0 or not any(odds.values()):
+      raise ValueError(f"Tasks are {odds}; odds must be >= 0 and at least one above 0.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+  """Prepared records, how documents are rendered to streams, and the packed batch."""
+
+  # Directories written by `omnijax prepare`, with weights by documents.
+  sources: tuple[str, ...]
+  weights: tuple[float, ...] = ()
+  heldout: tuple[str, ...] = ()
+  rows: int  # global batch size, in packed rows
+  positions: int  # S, the length of a row
+  frames: int  # F, the most audio frames a row can hold
+  window: int = 65_536  # documents planned together
+  tasks: Tasks = Tasks()
+  # Acoustic codebooks (all but the first) lag the first by this many frames.
+  acoustic_delay: int = 1
+  # Frames by which spoken audio lags its text (the inner monologue).
+  text_delay: int = 0
+  # Share of drawing documents whose text is left out, for classifier-free guidance.
+  caption_dropout: float = 0.1
+  # Loss weight of what the user says: 1 trains on whole documents, 0 on answers only.
+  prompt_weight: float = 1.0
+  workers: int = 0  # grain worker processes per host
+  read_threads: int = 0  # grain read threads in each process
+  prefetch: int = 4  # batches made ahead
+
+  def __post_init__(self) -> None:
+    _positive(self, "rows", "positions", "frames", "window")
+    if self.weights and len(self.weights) != len(self.sources):
+      raise ValueError(f"Data.weights has {len(self.weights)} entries for "
+                       f"{len(self.sources)} sources; give one for each, or none.")
+    if not 0 <= self.caption_dropout < 1:
+      raise ValueError(f"Data.caption_dropout is {self.caption_dropout}; wanted 0 <= x < 1.")
+    if self.frames > self.positions:
+      raise ValueError(f"Data.frames is {self.frames}, more than Data.positions "
+                       f"{self.positions}: a frame needs a position; lower frames.")
+    if min(self.acoustic_delay, self.text_delay, self.workers, self.read_threads) < 0:
+      raise ValueError("Data.acoustic_delay, text_delay, workers and read_threads are "
+                       f"{self.acoustic_delay}, {self.text_delay}, {self.workers} and "
+                       f"{self.read_threads}; none may be below 0.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loss:
+  """Weights of the parts of the loss; each part is a sum over weighted targets."""
+
+  text: float = 1.0
+  monologue_pad: float = 0.5  # the PAD of a monologue position, relative to text
+  image: float = 1.0
+  first_codebook: float = 1.0
+  acoustic: float = 1.0  # each further codebook
+  z: float = 1e-5  # squared log-partition of the main logits (PaLM, Chameleon)
+
+  def __post_init__(self) -> None:
+    for name, value in dataclasses.asdict(self).items():
+      if value < 0:
+        raise ValueError(f"Loss.{name} is {value}; it must be 0 or more.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optim:
+  """The optimizer: AdamW, or Muon for matrices with AdamW for everything else."""
+
+  kind: Literal["adamw", "muon"] = "adamw"
+  peak_lr: float = 3e-4
+  muon_lr: float = 0.02  # learning rate of the matrices under Muon
+  schedule: Literal["cosine", "wsd"] = "cosine"
+  warmup_steps: int = 100
+  decay_fraction: float = 0.2  # the last share of a WSD schedule, falling to final_lr
+  final_lr: float = 0.1  # relative to peak_lr
+  b1: float = 0.9
+  b2: float = 0.95
+  eps: float = 1e-8
+  weight_decay: float = 0.1
+  clip_norm: float = 1.0
+  accumulate: int = 1  # micro-batches per step
+  ema: float = 0.0  # decay of an average of the weights used for evaluation; 0 is off
+
+  def __post_init__(self) -> None:
+    _positive(self, "peak_lr", "muon_lr", "accumulate", "clip_norm", "eps")
+    if not 0 <= self.ema < 1:
+      raise ValueError(f"Optim.ema is {self.ema}; wanted 0 (off) <= ema < 1.")
+    if not 0 < self.decay_fraction <= 1:
+      raise ValueError(f"Optim.decay_fraction is {self.decay_fraction}; wanted 0 < x <= 1.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mesh:
+  """Devices along each mesh axis; at most one may be -1, meaning all that are left."""
+
+  data: int = 1
+  fsdp: int = -1
+  context: int = 1
+  expert: int = 1
+  tensor: int = 1
+
+  def __post_init__(self) -> None:
+    shape = dataclasses.asdict(self)
+    bad = {k: v for k, v in shape.items() if v < 1 and v != -1}
+    if bad or sum(v == -1 for v in shape.values()) > 1:
+      raise ValueError(f"Mesh is {shape}; axes must be 1 or more, and at most one -1.")
+    for axis in ("context", "expert"):
+      if shape[axis] != 1:
+        raise ValueError(f"Mesh.{axis} is {shape[axis]}; only 1 is supported so far; "
+                         "put these devices on data, fsdp or tensor.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train:
+  """Length, seed and rhythm of the training loop."""
+
+  steps: int
+  seed: int = 0
+  log_every: int = 10  # steps between printed lines; metrics.jsonl has every step
+  save_every: int = 500
+  keep: int = 2  # newest checkpoints kept
+  sample_every: int = 0  # steps between written samples; 0 is only at the end
+
+  def __post_init__(self) -> None:
+    _positive(self, "steps", "log_every", "save_every", "keep")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Eval:
+  """Loss on held-out records during training."""
+
+  every: int = 0  # steps between evaluations; 0 is never
+  batches: int = 8
+
+  def __post_init__(self) -> None:
+    _positive(self, "batches")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+  """One training run, whole."""
+
+  name: str
+  model: Model
+  tokenizers: Tokenizers = Tokenizers()
+  data: Data
+  loss: Loss = Loss()
+  optim: Optim = Optim()
+  mesh: Mesh = Mesh()
+  train: Train
+  eval: Eval = Eval()
+
+  def __post_init__(self) -> None:
+    if self.data.rows % self.optim.accumulate:
+      raise ValueError(f"Data.rows {self.data.rows} is not a multiple of Optim.accumulate "
+                       f"{self.optim.accumulate}; change one of them.")
+
+
+def to_json(run: Run) -> str:
+  """The run as indented JSON, stable under re-reading."""
+  return json.dumps(dataclasses.asdict(run), indent=2) + "\n"
+
+
+def from_json(text: str) -> Run:
+  """Reads what `to_json` wrote.
+
+  Raises:
+    ValueError: an unknown or missing field, named with its path.
+  """
+  return _build(Run, json.loads(text), "run")
+
+
+def fingerprint(value: Any) -> str:
+  """16 hex digits that change when anything in a dataclass or JSON value changes."""
+  plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+  text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _build(cls: Any, values: Mapping[str, Any], path: str) -> Any:
+  fields = {f.name: f for f in dataclasses.fields(cls)}
+  unknown = sorted(set(values) - set(fields))
+  if unknown:
+    raise ValueError(f"{path} has the unknown field(s) {unknown}; known are {sorted(fields)}.")
+  hints = typing.get_type_hints(cls)
+  out = {}
+  for name, value in values.items():
+    kind = hints[name]
+    if dataclasses.is_dataclass(kind):
+      out[name] = _build(kind, value, f"{path}.{name}")
+    elif typing.get_origin(kind) is tuple or isinstance(kind, types.GenericAlias):
+      out[name] = tuple(value)
+    else:
+      out[name] = value
+  try:
+    return cls(**out)
+  except TypeError as error:
+    raise ValueError(f"{path} can't be read: {error}.") from error
