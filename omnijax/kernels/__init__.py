@@ -1,0 +1,1 @@
+"""Attention, chosen once per backend behind one function."""

@@ -1,0 +1,76 @@
+"""Grouped-query attention with QK-norm, for whole rows and for steps against a cache.
+
+B batch  T new positions  S cached positions  D embed  N heads  K kv heads  H head dim
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from omnijax import config as config_lib
+from omnijax.kernels.attention import attention
+from omnijax.model import rope
+from omnijax.model.layers import param, rms_norm, scale
+from omnijax.sharding import Rules
+
+
+class Cache(NamedTuple):
+  """Keys and values of one layer so far; leaves gain a leading layer dim in the whole model."""
+
+  k_BSKH: jax.Array
+  v_BSKH: jax.Array
+
+
+class Context(NamedTuple):
+  """What every layer needs to know about the positions it works on."""
+
+  cos_BT1P: jax.Array
+  sin_BT1P: jax.Array
+  segment_BT: jax.Array
+  key_segment_BS: jax.Array
+  first_B: jax.Array
+
+
+class Attention(nnx.Module):
+  """Queries and keys are normalised per head (QK-norm, Dehghani et al., 2023), always."""
+
+  def __init__(self, cfg: config_lib.Model, rules: Rules, *, out_std: float, rngs: nnx.Rngs):
+    D, N, K, H = cfg.dim, cfg.heads, cfg.kv_heads, cfg.head_dim
+    self.rules, self.eps = rules, cfg.norm_eps
+    self.w_q_DNH = param(rngs, (D, N, H), ("embed", "heads", None), rules, std=D**-0.5)
+    self.w_k_DKH = param(rngs, (D, K, H), ("embed", "kv_heads", None), rules, std=D**-0.5)
+    self.w_v_DKH = param(rngs, (D, K, H), ("embed", "kv_heads", None), rules, std=D**-0.5)
+    self.w_o_NHD = param(rngs, (N, H, D), ("heads", None, "embed"), rules,
+                         std=out_std * (N * H) ** -0.5)
+    self.q_gain_H = scale(H, rules)
+    self.k_gain_H = scale(H, rules)
+
+  def __call__(self, x_BTD: jax.Array, ctx: Context,
+               cache: Cache | None) -> tuple[jax.Array, Cache | None]:
+    """Attends within the row, or against the cache after writing the new positions to it."""
+    dtype = x_BTD.dtype
+    q_BTNH = jnp.einsum("btd,dnh->btnh", x_BTD, self.w_q_DNH[...].astype(dtype))
+    k_BTKH = jnp.einsum("btd,dkh->btkh", x_BTD, self.w_k_DKH[...].astype(dtype))
+    v_BTKH = jnp.einsum("btd,dkh->btkh", x_BTD, self.w_v_DKH[...].astype(dtype))
+    q_BTNH = rms_norm(q_BTNH, self.q_gain_H[...], self.eps)
+    k_BTKH = rms_norm(k_BTKH, self.k_gain_H[...], self.eps)
+    q_BTNH = rope.rotate(q_BTNH, ctx.cos_BT1P, ctx.sin_BT1P)
+    k_BTKH = rope.rotate(k_BTKH, ctx.cos_BT1P, ctx.sin_BT1P)
+    if cache is not None:
+      cache = Cache(_write(cache.k_BSKH, k_BTKH, ctx.first_B),
+                    _write(cache.v_BSKH, v_BTKH, ctx.first_B))
+      k_BTKH, v_BTKH = cache
+    o_BTNH = attention(q_BTNH, k_BTKH, v_BTKH, segment_BT=ctx.segment_BT,
+                       key_segment_BS=ctx.key_segment_BS, first_B=ctx.first_B)
+    out_BTD = jnp.einsum("btnh,nhd->btd", o_BTNH, self.w_o_NHD[...].astype(dtype),
+                         out_sharding=self.rules("batch", "seq", "act_embed"))
+    return out_BTD, cache
+
+
+def _write(cache_BSKH: jax.Array, new_BTKH: jax.Array, first_B: jax.Array) -> jax.Array:
+  def one(cache_SKH: jax.Array, new_TKH: jax.Array, first: jax.Array) -> jax.Array:
+    at_T = first + jnp.arange(new_TKH.shape[0])
+    return cache_SKH.at[at_T].set(new_TKH.astype(cache_SKH.dtype), mode="drop")
+  return jax.vmap(one)(cache_BSKH, new_BTKH, first_B)

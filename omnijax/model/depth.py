@@ -1,0 +1,110 @@
+"""The depth transformer: writes the codes of one frame, codebook by codebook.
+
+The RQ-Transformer of Moshi (Defossez et al., 2024): a small causal Transformer over codebooks
+whose every weight is its own per codebook, conditioned on the trunk's hidden state before the
+frame and on the main token of the frame.
+
+B batch  F frames  Q codebooks  T <= Q new codebooks  E depth embed  D trunk embed  N heads
+H head dim  M mlp  C codes
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from omnijax import config as config_lib
+from omnijax import vocab as vocab_lib
+from omnijax.kernels.attention import MASKED
+from omnijax.model.layers import param, rms_norm, scale
+from omnijax.sharding import Rules
+
+
+class DepthBlock(nnx.Module):
+  """One layer, with separate weights for each codebook."""
+
+  def __init__(self, cfg: config_lib.Model, codebooks: int, rules: Rules, *, rngs: nnx.Rngs):
+    Q, E, N, M = codebooks, cfg.depth_dim, cfg.depth_heads, cfg.depth_mlp
+    H, std = E // N, E**-0.5
+    out = (2 * cfg.depth_layers) ** -0.5
+    self.rules, self.eps = rules, cfg.norm_eps
+    self.attn_gain_QE = scale(E, rules, (None, None), (Q,))
+    self.mlp_gain_QE = scale(E, rules, (None, None), (Q,))
+    self.q_gain_H = scale(H, rules)
+    self.k_gain_H = scale(H, rules)
+    axes = (None, "embed", "heads", None)
+    self.w_q_QENH = param(rngs, (Q, E, N, H), axes, rules, std=std)
+    self.w_k_QENH = param(rngs, (Q, E, N, H), axes, rules, std=std)
+    self.w_v_QENH = param(rngs, (Q, E, N, H), axes, rules, std=std)
+    self.w_o_QNHE = param(rngs, (Q, N, H, E), (None, "heads", None, "embed"), rules,
+                          std=out * std)
+    self.w_gate_QEM = param(rngs, (Q, E, M), (None, "embed", "mlp"), rules, std=std)
+    self.w_up_QEM = param(rngs, (Q, E, M), (None, "embed", "mlp"), rules, std=std)
+    self.w_down_QME = param(rngs, (Q, M, E), (None, "mlp", "embed"), rules, std=out * M**-0.5)
+
+  def __call__(self, x_BFQE: jax.Array) -> jax.Array:
+    """All codebooks of each frame at once, codebook q seeing codebooks 0..q."""
+    act = self.rules("batch", None, None, "act_embed")
+    dtype, Q = x_BFQE.dtype, x_BFQE.shape[2]
+    h_BFQE = rms_norm(x_BFQE, self.attn_gain_QE[...][None, None], self.eps)
+    project = lambda w: jnp.einsum("bfqe,qenh->bfqnh", h_BFQE, w[...].astype(dtype))
+    q_BFQNH = rms_norm(project(self.w_q_QENH), self.q_gain_H[...], self.eps)
+    k_BFQNH = rms_norm(project(self.w_k_QENH), self.k_gain_H[...], self.eps)
+    v_BFQNH = project(self.w_v_QENH)
+    s_BFNQQ = jnp.einsum("bfqnh,bfknh->bfnqk", q_BFQNH, k_BFQNH).astype(jnp.float32)
+    causal_QQ = jnp.tril(jnp.ones((Q, Q), bool))[None, None, None]
+    s_BFNQQ = jnp.where(causal_QQ, s_BFNQQ * q_BFQNH.shape[-1] ** -0.5, MASKED)
+    p_BFNQQ = jax.nn.softmax(s_BFNQQ, -1).astype(dtype)
+    o_BFQNH = jnp.einsum("bfnqk,bfknh->bfqnh", p_BFNQQ, v_BFQNH)
+    x_BFQE += jnp.einsum("bfqnh,qnhe->bfqe", o_BFQNH, self.w_o_QNHE[...].astype(dtype),
+                         out_sharding=act)
+    h_BFQE = rms_norm(x_BFQE, self.mlp_gain_QE[...][None, None], self.eps)
+    gate_BFQM = jnp.einsum("bfqe,qem->bfqm", h_BFQE, self.w_gate_QEM[...].astype(dtype))
+    up_BFQM = jnp.einsum("bfqe,qem->bfqm", h_BFQE, self.w_up_QEM[...].astype(dtype))
+    return x_BFQE + jnp.einsum("bfqm,qme->bfqe", jax.nn.silu(gate_BFQM) * up_BFQM,
+                               self.w_down_QME[...].astype(dtype), out_sharding=act)
+
+
+class Depth(nnx.Module):
+  """From the trunk's hidden state and the main token of a frame to its codes."""
+
+  def __init__(self, cfg: config_lib.Model, vocab: vocab_lib.Vocab, rules: Rules, *,
+               rngs: nnx.Rngs):
+    Q, C, D, E = vocab.codebooks, vocab.audio, cfg.dim, cfg.depth_dim
+    self.rules, self.eps, self.no_code = rules, cfg.norm_eps, vocab.no_code
+    self.w_in_QDE = param(rngs, (Q, D, E), (None, "embed", None), rules, std=D**-0.5)
+    self.w_main_DE = param(rngs, (D, E), ("embed", None), rules, std=1.0)
+    self.code_QCE = param(rngs, (Q, C + 1, E), (None, None, "embed"), rules, std=1.0)
+    self.blocks = jax.vmap(lambda r: DepthBlock(cfg, Q, rules, rngs=r))(
+      rngs.split(cfg.depth_layers))
+    self.gain_QE = scale(E, rules, (None, None), (Q,))
+    self.w_out_QEC = param(rngs, (Q, E, C), (None, "embed", "vocab"), rules, std=E**-0.5)
+
+  def __call__(self, hidden_BFD: jax.Array, main_BFD: jax.Array,
+               codes_BFQ: jax.Array) -> jax.Array:
+    """Logits of every code of every frame.
+
+    Args:
+      hidden_BFD: normalised output of the trunk at the position before the frame.
+      main_BFD: embedding of the main token at the frame.
+      codes_BFQ: the codes; codebook q is predicted from codebooks before q only.
+
+    Returns:
+      float32 [B, F, Q, C].
+    """
+    dtype = hidden_BFD.dtype
+    act = self.rules("batch", None, None, "act_embed")
+    x_BFQE = jnp.einsum("bfd,qde->bfqe", hidden_BFD, self.w_in_QDE[...].astype(dtype),
+                        out_sharding=act)
+    main_BFE = jnp.einsum("bfd,de->bfe", main_BFD, self.w_main_DE[...].astype(dtype),
+                          out_sharding=self.rules("batch", None, "act_embed"))
+    before_BFQ = jnp.pad(codes_BFQ[..., :-1], ((0, 0), (0, 0), (1, 0)),
+                         constant_values=self.no_code)
+    table_QCE = jax.reshard(self.code_QCE[...], jax.P(None, None, None))
+    book_11Q = jnp.arange(codes_BFQ.shape[-1])[None, None]
+    x_BFQE += main_BFE[:, :, None] + table_QCE.at[book_11Q, before_BFQ].get(
+      out_sharding=act).astype(dtype)
+    body = lambda x, block: (block(x), None)
+    x_BFQE, _ = jax.lax.scan(body, x_BFQE, self.blocks)
+    x_BFQE = rms_norm(x_BFQE, self.gain_QE[...][None, None], self.eps)
+    return jnp.einsum("bfqe,qec->bfqc", x_BFQE, self.w_out_QEC[...].astype(dtype),
+                      preferred_element_type=jnp.float32)

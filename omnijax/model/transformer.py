@@ -1,0 +1,105 @@
+"""The whole model: embedding, trunk, main head and depth transformer.
+
+B batch  S positions  T new positions  D embed  V vocabulary  F frames  Q codebooks  L layers
+C codes of a codebook
+
+Initial deviations, in one place: embeddings and input projections 1/sqrt(fan in) of their
+dim; projections back into the residual stream that, over sqrt(2 x layers) (GPT-2); gains 1.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from omnijax import config as config_lib
+from omnijax import vocab as vocab_lib
+from omnijax.model import rope
+from omnijax.model.attention import Attention, Cache, Context
+from omnijax.model.depth import Depth
+from omnijax.model.embed import Embed
+from omnijax.model.layers import Mlp, param, rms_norm, scale
+from omnijax.sharding import Rules
+
+_REMAT = {
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Block(nnx.Module):
+  """Attention and feed-forward, each on a normalised residual stream."""
+
+  def __init__(self, cfg: config_lib.Model, rules: Rules, *, rngs: nnx.Rngs):
+    out_std = (2 * cfg.layers) ** -0.5
+    self.eps = cfg.norm_eps
+    self.attn_gain_D = scale(cfg.dim, rules)
+    self.attn = Attention(cfg, rules, out_std=out_std, rngs=rngs)
+    self.mlp_gain_D = scale(cfg.dim, rules)
+    self.mlp = Mlp(cfg.dim, cfg.mlp, rules, out_std=out_std, rngs=rngs)
+
+  def __call__(self, x_BTD: jax.Array, ctx: Context,
+               cache: Cache | None) -> tuple[jax.Array, Cache | None]:
+    h_BTD = rms_norm(x_BTD, self.attn_gain_D[...], self.eps)
+    attended_BTD, cache = self.attn(h_BTD, ctx, cache)
+    x_BTD += attended_BTD
+    return x_BTD + self.mlp(rms_norm(x_BTD, self.mlp_gain_D[...], self.eps)), cache
+
+
+class Omni(nnx.Module):
+  """One Transformer for text, images and speech; see DESIGN section 3 for its streams."""
+
+  def __init__(self, cfg: config_lib.Model, vocab: vocab_lib.Vocab, rules: Rules, *,
+               rngs: nnx.Rngs):
+    self.cfg, self.rules, self.vocab = cfg, rules, vocab
+    self.embed = Embed(cfg, vocab, rules, rngs=rngs)
+    self.blocks = jax.vmap(lambda r: Block(cfg, rules, rngs=r))(rngs.split(cfg.layers))
+    self.gain_D = scale(cfg.dim, rules)
+    self.head_DV = param(rngs, (cfg.dim, vocab.size), ("embed", "vocab"), rules,
+                         std=cfg.dim**-0.5)
+    self.depth = Depth(cfg, vocab, rules, rngs=rngs)
+
+  def trunk(self, x_BTD: jax.Array, position_BT3: jax.Array, segment_BT: jax.Array, *,
+            key_segment_BS: jax.Array | None = None, first_B: jax.Array | None = None,
+            cache: Cache | None = None) -> tuple[jax.Array, Cache | None]:
+    """Normalised hidden states [B, T, D], of whole rows or of steps against a cache.
+
+    Args:
+      x_BTD: inputs from `embed`.
+      position_BT3: time, row and column of each position.
+      segment_BT: 0 is padding; positions see only their own segment.
+      key_segment_BS: with a cache, the segments of all cached positions, new ones included.
+      first_B: with a cache, where the new positions are written.
+      cache: leaves [L, B, S, K, H], or None.
+    """
+    cfg = self.cfg
+    cos, sin = rope.angles(position_BT3, cfg.head_dim, cfg.rope_theta, cfg.rope_split)
+    if cache is None:
+      key_segment_BS, first_B = segment_BT, jnp.zeros_like(segment_BT[:, 0])
+    ctx = Context(cos, sin, segment_BT, key_segment_BS, first_B)
+
+    def body(x_BTD, layer):
+      block, layer_cache = layer
+      return block(x_BTD, ctx, layer_cache)
+
+    if cache is None and cfg.remat != "none":
+      body = jax.checkpoint(body, policy=_REMAT[cfg.remat])
+    x_BTD, cache = jax.lax.scan(body, x_BTD, (self.blocks, cache))
+    return rms_norm(x_BTD, self.gain_D[...], cfg.norm_eps), cache
+
+  def logits(self, hidden_BTD: jax.Array) -> jax.Array:
+    """Main logits, float32 [B, T, V]: row t scores the main token at t + 1."""
+    w_DV = self.head_DV[...].astype(hidden_BTD.dtype)
+    return jnp.einsum("btd,dv->btv", hidden_BTD, w_DV, preferred_element_type=jnp.float32)
+
+  def frame_logits(self, hidden_BSD: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
+    """Logits of the speak codes of a packed batch's frames, float32 [B, F, Q, C]."""
+    before_BF = jnp.maximum(batch["frame_at"] - 1, 0)
+    pick = jax.vmap(lambda x, at: x.at[at].get(mode="clip"))
+    hidden_BFD = pick(hidden_BSD, before_BF)
+    main_BFD = self.embed.tokens(pick(batch["main"], batch["frame_at"]))
+    return self.depth(hidden_BFD, main_BFD, batch["frames"][..., : self.vocab.codebooks])
+
+  def __call__(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Main logits [B, S, V] and frame logits [B, F, Q, C] of a packed batch, float32."""
+    hidden_BSD, _ = self.trunk(self.embed(batch), batch["position"], batch["segment"])
+    return self.logits(hidden_BSD), self.frame_logits(hidden_BSD, batch)

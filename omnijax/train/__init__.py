@@ -1,0 +1,1 @@
+"""Training: state, loss, step, optimizer, metrics and the loop. Read step.py first."""
