@@ -1,0 +1,233 @@
+"""Packed batches: the plan's rows, read and assembled through grain, each host its own slice.
+
+B rows of a host's batch  S positions  F frames  Q codebooks
+"""
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from omnijax import config as config_lib
+from omnijax import vocab as vocab_lib
+from omnijax.data import documents
+from omnijax.data.plan import Plan
+from omnijax.data.records import Records
+
+Batch = dict[str, np.ndarray]
+_log = logging.getLogger(__name__)
+
+
+def empty_row(data: config_lib.Data, vocab: vocab_lib.Vocab) -> Batch:
+  """A row without documents; see DESIGN section 3."""
+  S, F, Q = data.positions, data.frames, vocab.codebooks
+  return {
+    "main": np.full(S, vocab_lib.PAD, np.int32), "modality": np.zeros(S, np.int8),
+    "segment": np.zeros(S, np.int32), "position": np.zeros((S, 3), np.int32),
+    "weight": np.zeros(S, np.float32), "frame_at": np.full(F, S, np.int32),
+    "frames": np.full((F, 2 * Q), vocab.no_code, np.int32),
+    "frame_weight": np.zeros((F, Q), np.float32)}
+
+
+def assemble(rendered: list[documents.Streams], data: config_lib.Data, vocab: vocab_lib.Vocab
+             ) -> Batch:
+  """One row of the documents given, one after the other as segments 1, 2, ..."""
+  row = empty_row(data, vocab)
+  at = frame = 0
+  for segment, streams in enumerate(rendered, 1):
+    n, m = len(streams.main), len(streams.frame_at)
+    row["segment"][at : at + n] = segment
+    for name in ("main", "modality", "position", "weight"):
+      row[name][at : at + n] = getattr(streams, name)
+    if m:
+      row["frame_at"][frame : frame + m] = streams.frame_at + at
+      row["frames"][frame : frame + m] = streams.frames
+      row["frame_weight"][frame : frame + m] = streams.frame_weight
+    at, frame = at + n, frame + m
+  return row
+
+
+class Loader:
+  """The batches of a data set; any step of it, at any time, on any number of hosts.
+
+  A batch is a dict of numpy arrays with this host's B rows: main, modality, segment [B, S];
+  position [B, S, 3]; weight [B, S]; frame_at [B, F]; frames [B, F, 2Q]; frame_weight [B, F, Q].
+
+  Args:
+    data: what to read and how to pack it.
+    vocab: of the model; the records must fit it.
+    seed: of order, mixture and tasks.
+    sources: directories of records, instead of `data.sources`.
+    process_index, process_count: which host of how many; hosts take consecutive rows.
+    once: one pass over everything; the last batch is filled with empty rows.
+    tokenizers: fingerprints by modality that the records must have, if given.
+
+  Raises:
+    ValueError: records that are not finished, of another vocabulary or other tokenizers, or
+      too long for any row.
+  """
+
+  def __init__(self, data: config_lib.Data, vocab: vocab_lib.Vocab, *, seed: int,
+               sources: tuple[str, ...] | None = None, process_index: int = 0,
+               process_count: int = 1, once: bool = False,
+               tokenizers: Mapping[str, str] | None = None):
+    names = data.sources if sources is None else sources
+    if not names:
+      raise ValueError("no sources: name at least one directory written by `omnijax prepare` in "
+                       f"Data.{'heldout' if once else 'sources'}.")
+    if data.rows % process_count:
+      raise ValueError(f"Data.rows is {data.rows}, which {process_count} hosts can't share "
+                       "equally; make it a multiple.")
+    records = [Records(name) for name in names]
+    for r in records:
+      _check(r, records[0], vocab, tokenizers or {})
+    self._data, self._vocab, self._names = data, vocab, names
+    self._local = data.rows // process_count
+    self._plan = Plan([r.counts for r in records], data, names=names, seed=seed, once=once)
+    self._rows = _Rows(records, self._plan, data, vocab, process_index, process_count)
+    for name, unfit in zip(names, self._plan.unfit, strict=True):
+      if any(unfit.values()):
+        _log.warning("%s: %s", name, _unfit(unfit, data))
+    self.fingerprint = config_lib.fingerprint({
+      "records": [r.meta.content for r in records], "seed": seed, "once": once,
+      "vocab": vocab.fingerprint, **{
+        f: dataclasses.asdict(data)[f] for f in (
+          "weights", "rows", "positions", "frames", "window", "tasks", "acoustic_delay",
+          "text_delay", "caption_dropout", "prompt_weight")}})
+
+  @classmethod
+  def heldout(cls, data: config_lib.Data, vocab: vocab_lib.Vocab, *, seed: int,
+              process_index: int = 0, process_count: int = 1,
+              tokenizers: Mapping[str, str] | None = None) -> "Loader":
+    """One pass over `data.heldout`, in an order that mixes its sources."""
+    return cls(data, vocab, seed=seed, sources=data.heldout, process_index=process_index,
+               process_count=process_count, once=True, tokenizers=tokenizers)
+
+  @property
+  def steps(self) -> int | None:
+    """Batches in one pass; None of an endless loader."""
+    rows = self._plan.rows
+    return None if rows is None else -(-rows // self._data.rows)
+
+  def batch_at(self, step: int) -> Batch:
+    """This host's slice of the global batch of a step."""
+    rows = [self._rows[step * self._local + i] for i in range(self._local)]
+    return _stack(rows)
+
+  def iterate(self, start_step: int, stop_step: int | None = None) -> Iterator[Batch]:
+    """Batches of the steps from start_step to before stop_step, made ahead in the background.
+
+    Workers, threads and prefetch are those of the config; they never change what is yielded.
+    """
+    # Here, because grain imports JAX, which planning and reading don't need.
+    import grain
+    from absl import flags
+    from grain import experimental
+
+    # Without this grain 0.2.18 fails in its workers when nobody has parsed absl's flags.
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()
+    stop = stop_step if stop_step is not None else self.steps
+    size = len(self._rows) if stop is None else stop * self._local
+    data = self._data
+    rows = grain.MapDataset.source(self._rows)[start_step * self._local : size]
+    ahead = data.prefetch if data.read_threads else 0
+    batches = rows.batch(self._local, batch_fn=_stack).to_iter_dataset(
+      grain.ReadOptions(num_threads=data.read_threads, prefetch_buffer_size=ahead))
+    if data.workers:
+      each = max(1, data.prefetch // data.workers)
+      batches = batches.mp_prefetch(grain.MultiprocessingOptions(
+        num_workers=data.workers, per_worker_buffer_size=each))
+    elif data.prefetch and not data.read_threads:
+      batches = experimental.ThreadPrefetchIterDataset(
+        batches, prefetch_buffer_size=data.prefetch)
+    iterator = iter(batches)
+    try:
+      yield from iterator
+    finally:
+      iterator.close()
+
+  def stats(self, step: int = 0) -> dict[str, Any]:
+    """How well the rows around a step are filled, and how far it is through each source."""
+    row, data = step * self._data.rows, self._data
+    window = self._plan.window_at(row)
+    return {
+      "packing_efficiency": window.positions / max(1, window.rows * data.positions),
+      "frame_efficiency": window.frames / max(1, window.rows * data.frames),
+      "documents_per_row": len(window.document) / max(1, window.rows),
+      "documents": dict(zip(self._names, self._plan.sizes, strict=True)),
+      "epochs": dict(zip(self._names, self._plan.epochs(row), strict=True)),
+      "unfit": dict(zip(self._names, self._plan.unfit, strict=True))}
+
+
+class _Rows:
+  """One host's rows, in the order of its batches, for grain to read at random."""
+
+  def __init__(self, records: list[Records], plan: Plan, data: config_lib.Data,
+               vocab: vocab_lib.Vocab, process_index: int, process_count: int):
+    self._records, self._plan, self._data, self._vocab = records, plan, data, vocab
+    self._index, self._count = process_index, process_count
+
+  def __len__(self) -> int:
+    return 1 << 60  # endless; a slice says where to stop
+
+  def __getitem__(self, index: int) -> Batch:
+    local = self._data.rows // self._count
+    step, row = divmod(index, local)
+    number = step * self._data.rows + self._index * local + row
+    rows = self._plan.rows
+    if rows is not None and number >= rows:
+      return empty_row(self._data, self._vocab)
+    return assemble([
+      documents.render(self._records[source].read(document), task, dropped, self._data,
+                       self._vocab)
+      for source, document, task, dropped in self._plan.row(number)], self._data, self._vocab)
+
+
+def _stack(rows: list[Batch]) -> Batch:
+  return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _check(records: Records, first: Records, vocab: vocab_lib.Vocab,
+           tokenizers: Mapping[str, str]) -> None:
+  """Raises unless records fit the vocabulary, the other records, and the run's tokenizers."""
+  told = records.meta.tokenizers
+  for name, size in (("text", "size"), ("image", "codes"), ("audio", "codes")):
+    if name not in told:
+      continue
+    have, want = told[name][size], getattr(vocab, name)
+    if have != want:
+      raise ValueError(f"{records.root} has {name} tokens of a vocabulary of {have}, the model's "
+                       f"has {want}; prepare again with the run's {name} tokenizer.")
+    for whose, other in (("the run's", tokenizers.get(name)),
+                         (f"{first.root}'s", first.meta.tokenizers.get(name, {}).get(
+                           "fingerprint"))):
+      if other is not None and told[name]["fingerprint"] != other:
+        raise ValueError(f"{records.root} was made by the {name} tokenizer "
+                         f"{told[name]['fingerprint']}, but {whose} is {other}; prepare again "
+                         "with that one.")
+  if "audio" in told and told["audio"]["codebooks"] < vocab.codebooks:
+    raise ValueError(f"{records.root} has {told['audio']['codebooks']} codebooks, the model wants "
+                     f"{vocab.codebooks}; lower Tokenizers.codebooks or prepare again.")
+
+
+def _unfit(unfit: Mapping[str, int], data: config_lib.Data) -> str:
+  short = [f"{n} need more than Data.{field} {getattr(data, field)}"
+           for field, n in unfit.items() if n]
+  return f"documents that fit no row are left out: {', '.join(short)}"
+
+
+def describe(batch: Mapping[str, np.ndarray], row: int) -> list[dict[str, Any]]:
+  """The runs of equal segment and modality in a row, for drawing it.
+
+  Returns:
+    {"segment", "modality", "start", "stop"} of each run, in order; padding is left out.
+  """
+  segment, modality = np.asarray(batch["segment"])[row], np.asarray(batch["modality"])[row]
+  change = np.flatnonzero((np.diff(segment) != 0) | (np.diff(modality) != 0)) + 1
+  edges = [0, *change.tolist(), len(segment)]
+  return [{"segment": int(segment[a]), "modality": vocab_lib.MODALITIES[int(modality[a])],
+           "start": a, "stop": b}
+          for a, b in zip(edges[:-1], edges[1:], strict=True) if segment[a]]

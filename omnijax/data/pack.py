@@ -1,0 +1,143 @@
+"""Packing documents into rows: best fit, longest first, under budgets of positions and frames.
+
+N documents
+"""
+
+import numpy as np
+
+_TRIES = 8  # rows of different room looked at before a new one is opened
+
+
+def pack(positions_N: np.ndarray, frames_N: np.ndarray, positions: int, frames: int
+         ) -> tuple[np.ndarray, int]:
+  """Assigns each document to a row.
+
+  Documents with frames go first when frames are scarce, since only they compete for them; then
+  the rest, best fit by positions. Equal lengths are moved together, which makes it fast.
+
+  Args:
+    positions_N, frames_N: needs of each document, at most the budget of a row.
+    positions, frames: budgets of a row.
+
+  Returns:
+    The row of each document int32 [N], and the number of rows.
+  """
+  assert not len(positions_N) or (positions_N.max() <= positions and frames_N.max() <= frames)
+  row_N = np.zeros(len(positions_N), np.int32)
+  rows = _Rows(positions)
+  # A frame takes a position, so frames can't be scarce if a row may hold one at each.
+  if frames < positions:
+    loud = np.flatnonzero(frames_N)
+    _pack_frames(rows, row_N, loud, positions_N, frames_N, frames)
+    rest = np.flatnonzero(frames_N == 0)
+  else:
+    rest = np.arange(len(positions_N))
+  _pack_positions(rows, row_N, rest, positions_N)
+  return row_N, rows.count
+
+
+class _Rows:
+  """Open rows by the positions that they have left."""
+
+  def __init__(self, positions: int):
+    self.positions, self.count = positions, 0
+    self.by_room: list[list[int]] = [[] for _ in range(positions + 1)]
+    self.mask = 0  # bit r: some row has room r
+
+  def put(self, room: int, rows: list[int]) -> None:
+    if rows:
+      self.by_room[room] += rows
+      self.mask |= 1 << room
+
+
+def _pack_positions(rows: _Rows, row_N: np.ndarray, which: np.ndarray, positions_N: np.ndarray
+                    ) -> None:
+  """Best fit decreasing, all documents of one length at a time."""
+  order = which[np.argsort(-positions_N[which], kind="stable")]
+  sizes, starts = np.unique(-positions_N[order], return_index=True)
+  ends = [*starts[1:].tolist(), len(order)]
+  out: list[int] = []
+  by_room = rows.by_room
+  for size, start, end in zip((-sizes).tolist(), starts.tolist(), ends, strict=True):
+    left = end - start
+    while left:
+      fitting = rows.mask >> size
+      if not fitting:
+        break
+      room = size + (fitting & -fitting).bit_length() - 1
+      stack, each = by_room[room], room // size
+      take = min(len(stack), -(-left // each))
+      chosen = stack[-take:]
+      del stack[-take:]
+      if not stack:
+        rows.mask ^= 1 << room
+      left = _fill(rows, out, chosen, room, size, each, left)
+    if left:
+      each = rows.positions // size
+      new = -(-left // each)
+      chosen = list(range(rows.count, rows.count + new))
+      rows.count += new
+      _fill(rows, out, chosen, rows.positions, size, each, left)
+  row_N[order] = out
+
+
+def _fill(rows: _Rows, out: list[int], chosen: list[int], room: int, size: int, each: int,
+          left: int) -> int:
+  """Puts `each` documents in every chosen row, fewer in the last; returns how many are left."""
+  if each == 1:
+    out += chosen
+    rows.put(room - size, chosen)
+    return left - len(chosen)
+  full = min(len(chosen), left // each)
+  out += np.repeat(chosen[:full], each).tolist()
+  rows.put(room - each * size, chosen[:full])
+  left -= full * each
+  if full < len(chosen):
+    out += [chosen[full]] * left
+    rows.put(room - left * size, chosen[full:])
+    left = 0
+  return left
+
+
+def _pack_frames(rows: _Rows, row_N: np.ndarray, which: np.ndarray, positions_N: np.ndarray,
+                 frames_N: np.ndarray, frames: int) -> None:
+  """Best fit decreasing by the scarcer budget, watching the other."""
+  if not len(which):
+    return
+  need, other = frames_N[which], positions_N[which]
+  budget, other_budget = frames, rows.positions
+  swap = other.sum() * budget > need.sum() * other_budget
+  if swap:
+    need, other, budget, other_budget = other, need, other_budget, budget
+  order = np.lexsort((-other, -need))
+  room_left: list[int] = []  # of the other budget, by row
+  used: list[int] = []
+  by_room: list[list[int]] = [[] for _ in range(budget + 1)]
+  mask, out = 0, []
+  for a, b in zip(need[order].tolist(), other[order].tolist(), strict=True):
+    fitting, base, row = mask >> a, a, -1
+    for _ in range(_TRIES):
+      if not fitting:
+        break
+      step = (fitting & -fitting).bit_length()
+      base += step - 1
+      if room_left[by_room[base][-1]] >= b:
+        row = by_room[base].pop()
+        break
+      base, fitting = base + 1, fitting >> step
+    if row >= 0:
+      if not by_room[base]:
+        mask ^= 1 << base
+    else:
+      row, base = len(room_left), budget
+      room_left.append(other_budget)
+      used.append(0)
+    room_left[row] -= b
+    by_room[base - a].append(row)
+    mask |= 1 << base - a
+    used[row] += b if not swap else a
+    out.append(row)
+  row_N[which[order]] = out
+  rows.count = len(room_left)
+  for row, taken in enumerate(used):
+    rows.put(rows.positions - taken, [row])

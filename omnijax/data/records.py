@@ -1,0 +1,192 @@
+"""Prepared documents on disk, readable at random: the only module that knows the files.
+
+A directory holds flat token files in small shards (`text-00000.bin`, `image-*`, `audio-*`), two
+tables (`parts.npy`, `documents.npy`, memory-mapped), `rejects.jsonl`, and `meta.json`, which is
+written last: without it the directory is not finished. An image or a recording that many
+documents share is stored once. Everything is written beside its name and then renamed.
+
+Q codebooks
+"""
+
+import bisect
+import collections
+import dataclasses
+import hashlib
+import json
+import mmap
+import os
+import pathlib
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from omnijax import vocab as vocab_lib
+from omnijax.data import documents
+
+FORMAT = 1
+META, REJECTS = "meta.json", "rejects.jsonl"
+_PARTS, _DOCUMENTS = "parts.npy", "documents.npy"
+_NAMES = {vocab_lib.TEXT: "text", vocab_lib.IMAGE: "image", vocab_lib.AUDIO: "audio"}
+_OPEN_SHARDS = 256  # memory maps kept for each modality
+
+
+def shard_path(root: pathlib.Path, kind: int, number: int) -> pathlib.Path:
+  """Where the tokens of a shard lie."""
+  return root / f"{_NAMES[kind]}-{number:05d}.bin"
+
+
+def token_type(codes: int) -> np.dtype:
+  """The smallest type that holds ids below `codes`."""
+  return np.dtype("<u2" if codes <= 1 << 16 else "<i4")
+
+
+def write(path: pathlib.Path, content: bytes) -> None:
+  """Writes a file so that it is there whole or not at all, even after a crash."""
+  temporary = path.with_name(path.name + ".tmp")
+  with temporary.open("wb") as file:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  write(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def write_tables(root: pathlib.Path, parts: np.ndarray, starts: np.ndarray) -> str:
+  """Writes the tables of parts and documents; returns a hash of every length in them."""
+  counts = documents.counts(parts, starts)
+  digest = hashlib.sha256()
+  for name, table in ((_PARTS, parts), (_DOCUMENTS, counts)):
+    temporary = root / (name + ".tmp")
+    with temporary.open("wb") as file:
+      np.save(file, table)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, root / name)
+    digest.update(table.tobytes())
+  return digest.hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class Meta:
+  """What a finished directory is made of.
+
+  `tokenizers` has for each modality its fingerprint and sizes, `shards` for each modality the
+  number of tokens (of frames for audio) in each shard.
+  """
+
+  format: int
+  inputs: str  # fingerprint of the manifest and of everything else that decided the content
+  content: str  # hash of the tables
+  tokenizers: Mapping[str, Mapping[str, Any]]
+  shards: Mapping[str, Sequence[int]]
+  counts: Mapping[str, int]
+  rejects: Mapping[str, int]
+
+  @classmethod
+  def read(cls, root: pathlib.Path) -> "Meta | None":
+    """The meta data of a finished directory, None of any other."""
+    try:
+      value = json.loads((root / META).read_text("utf-8"))
+    except FileNotFoundError:
+      return None
+    if value.get("format") != FORMAT:
+      raise ValueError(f"{root} has records of format {value.get('format')}; this version reads "
+                       f"format {FORMAT}: prepare it again.")
+    return cls(**value)
+
+
+class Records:
+  """Random access to a prepared directory; cheap to open and to send to another process.
+
+  Raises:
+    ValueError: the directory was not prepared, or not to its end.
+  """
+
+  def __init__(self, root: str | pathlib.Path):
+    self.root = pathlib.Path(root)
+    meta = Meta.read(self.root)
+    if meta is None:
+      state = "is not finished" if self.root.is_dir() else "does not exist"
+      raise ValueError(f"the records {self.root} {state}: there is no {META}; run "
+                       f"`omnijax prepare MANIFEST --out {self.root}`.")
+    self.meta = meta
+    self._parts = np.load(self.root / _PARTS, mmap_mode="r")
+    self.counts = np.load(self.root / _DOCUMENTS, mmap_mode="r")
+    self._tokens = {}
+    for kind, name in _NAMES.items():
+      if name in meta.tokenizers:
+        sizes = meta.tokenizers[name]
+        width = sizes["codebooks"] if kind == vocab_lib.AUDIO else 1
+        codes = sizes["size"] if kind == vocab_lib.TEXT else sizes["codes"]
+        self._tokens[kind] = _Tokens(self.root, kind, width, codes, meta.shards[name])
+
+  def __reduce__(self):
+    return Records, (self.root,)
+
+  def __len__(self) -> int:
+    return len(self.counts)
+
+  def read(self, index: int) -> list[documents.Part]:
+    """The parts of one document; its arrays are views of the files."""
+    start = int(self.counts["parts"][index])
+    stop = (int(self.counts["parts"][index + 1]) if index + 1 < len(self.counts)
+            else len(self._parts))
+    return [self._part(*row) for row in self._parts[start:stop].tolist()]
+
+  def _part(self, kind: int, role: int, rows: int, cols: int, length: int, words: int,
+            offset: int, words_offset: int) -> documents.Part:
+    codes = self._tokens[kind].read(offset, length)
+    if kind == vocab_lib.IMAGE:
+      return documents.Part(kind, role, codes.reshape(rows, cols))
+    if kind == vocab_lib.TEXT:
+      return documents.Part(kind, role, codes[:, 0])
+    text = self._tokens[vocab_lib.TEXT].read(words_offset, words)[:, 0] if words >= 0 else None
+    return documents.Part(kind, role, codes, text)
+
+
+class _Tokens:
+  """The token files of one modality, addressed as one array [n, width] by offset."""
+
+  def __init__(self, root: pathlib.Path, kind: int, width: int, codes: int,
+               sizes: Sequence[int]):
+    self._root, self._kind, self._width = root, kind, width
+    self._type = token_type(codes)
+    self._starts = np.concatenate([[0], np.cumsum(np.asarray(sizes, np.int64))]).tolist()
+    self._open: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
+    self._lock = threading.Lock()
+
+  def read(self, offset: int, length: int) -> np.ndarray:
+    """Tokens [length, width]; a part never crosses a shard."""
+    if not length:
+      return np.zeros((0, self._width), self._type)
+    shard = bisect.bisect_right(self._starts, offset) - 1
+    start = offset - self._starts[shard]
+    return self._shard(shard)[start : start + length]
+
+  def _shard(self, number: int) -> np.ndarray:
+    with self._lock:
+      array = self._open.get(number)
+      if array is None:
+        array = self._map(number)
+        self._open[number] = array
+        if len(self._open) > _OPEN_SHARDS:
+          self._open.popitem(last=False)
+      else:
+        self._open.move_to_end(number)
+      return array
+
+  def _map(self, number: int) -> np.ndarray:
+    path = shard_path(self._root, self._kind, number)
+    want = self._starts[number + 1] - self._starts[number]
+    with path.open("rb") as file:
+      mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    array = np.frombuffer(mapped, self._type).reshape(-1, self._width)
+    if len(array) != want:
+      raise ValueError(f"{path} has {len(array)} tokens, {META} says {want}; the file was "
+                       "changed after it was written: prepare again.")
+    return array
