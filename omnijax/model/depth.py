@@ -8,6 +8,8 @@ B batch  F frames  Q codebooks  T <= Q new codebooks  E depth embed  D trunk emb
 H head dim  M mlp  C codes
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -63,6 +65,30 @@ class DepthBlock(nnx.Module):
     return x_BFQE + jnp.einsum("bfqm,qme->bfqe", jax.nn.silu(gate_BFQM) * up_BFQM,
                                self.w_down_QME[...].astype(dtype), out_sharding=act)
 
+  def step(self, x_BE: jax.Array, q: jax.Array, cache: tuple[jax.Array, jax.Array]
+           ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Codebook q of one frame against the keys and values [B, Q, N, H] of those before it."""
+    act = self.rules("batch", "act_embed")
+    dtype, Q = x_BE.dtype, cache[0].shape[1]
+    own = lambda w: jax.lax.dynamic_index_in_dim(w[...], q, 0, keepdims=False).astype(dtype)
+    h_BE = rms_norm(x_BE, own(self.attn_gain_QE), self.eps)
+    project = lambda w: jnp.einsum("be,enh->bnh", h_BE, own(w))
+    q_BNH = rms_norm(project(self.w_q_QENH), self.q_gain_H[...], self.eps)
+    k_BNH = rms_norm(project(self.w_k_QENH), self.k_gain_H[...], self.eps)
+    write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new[:, None], q, 1)
+    k_BQNH, v_BQNH = write(cache[0], k_BNH), write(cache[1], project(self.w_v_QENH))
+    s_BNQ = jnp.einsum("bnh,bknh->bnk", q_BNH, k_BQNH).astype(jnp.float32)
+    seen_11Q = (jnp.arange(Q) <= q)[None, None]
+    s_BNQ = jnp.where(seen_11Q, s_BNQ * q_BNH.shape[-1] ** -0.5, MASKED)
+    o_BNH = jnp.einsum("bnk,bknh->bnh", jax.nn.softmax(s_BNQ, -1).astype(dtype), v_BQNH)
+    x_BE += jnp.einsum("bnh,nhe->be", o_BNH, own(self.w_o_QNHE), out_sharding=act)
+    h_BE = rms_norm(x_BE, own(self.mlp_gain_QE), self.eps)
+    gate_BM = jnp.einsum("be,em->bm", h_BE, own(self.w_gate_QEM))
+    up_BM = jnp.einsum("be,em->bm", h_BE, own(self.w_up_QEM))
+    down_BE = jnp.einsum("bm,me->be", jax.nn.silu(gate_BM) * up_BM, own(self.w_down_QME),
+                         out_sharding=act)
+    return x_BE + down_BE, (k_BQNH, v_BQNH)
+
 
 class Depth(nnx.Module):
   """From the trunk's hidden state and the main token of a frame to its codes."""
@@ -93,18 +119,57 @@ class Depth(nnx.Module):
     """
     dtype = hidden_BFD.dtype
     act = self.rules("batch", None, None, "act_embed")
-    x_BFQE = jnp.einsum("bfd,qde->bfqe", hidden_BFD, self.w_in_QDE[...].astype(dtype),
-                        out_sharding=act)
-    main_BFE = jnp.einsum("bfd,de->bfe", main_BFD, self.w_main_DE[...].astype(dtype),
-                          out_sharding=self.rules("batch", None, "act_embed"))
+    x_BFQE = self.conditions(hidden_BFD, main_BFD)
     before_BFQ = jnp.pad(codes_BFQ[..., :-1], ((0, 0), (0, 0), (1, 0)),
                          constant_values=self.no_code)
     table_QCE = jax.reshard(self.code_QCE[...], jax.P(None, None, None))
     book_11Q = jnp.arange(codes_BFQ.shape[-1])[None, None]
-    x_BFQE += main_BFE[:, :, None] + table_QCE.at[book_11Q, before_BFQ].get(
+    x_BFQE += table_QCE.at[book_11Q, before_BFQ].get(
       out_sharding=act).astype(dtype)
     body = lambda x, block: (block(x), None)
     x_BFQE, _ = jax.lax.scan(body, x_BFQE, self.blocks)
     x_BFQE = rms_norm(x_BFQE, self.gain_QE[...][None, None], self.eps)
-    return jnp.einsum("bfqe,qec->bfqc", x_BFQE, self.w_out_QEC[...].astype(dtype),
-                      preferred_element_type=jnp.float32)
+    return jnp.einsum("bfqe,qec->bfqc", x_BFQE.astype(jnp.float32), self.w_out_QEC[...])
+
+  def conditions(self, hidden_BFD: jax.Array, main_BFD: jax.Array) -> jax.Array:
+    """What the input [B, F, Q, E] of every codebook takes from the trunk and the main token."""
+    dtype = hidden_BFD.dtype
+    x_BFQE = jnp.einsum("bfd,qde->bfqe", hidden_BFD, self.w_in_QDE[...].astype(dtype),
+                        out_sharding=self.rules("batch", None, None, "act_embed"))
+    main_BFE = jnp.einsum("bfd,de->bfe", main_BFD, self.w_main_DE[...].astype(dtype),
+                          out_sharding=self.rules("batch", None, "act_embed"))
+    return x_BFQE + main_BFE[:, :, None]
+
+  def write(self, hidden_BD: jax.Array, main_BD: jax.Array,
+            choose: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
+    """Writes the codes [B, Q] int32 of one frame, codebook by codebook.
+
+    Args:
+      hidden_BD: normalised output of the trunk at the position before the frame.
+      main_BD: embedding of the main token at the frame.
+      choose: (q, float32 logits [B, C]) -> codes [B] int32, traced once.
+    """
+    Q, B = self.code_QCE.shape[0], hidden_BD.shape[0]
+    layers, N, H = self.blocks.w_o_QNHE.shape[0], *self.blocks.w_o_QNHE.shape[2:4]
+    dtype, act = hidden_BD.dtype, self.rules("batch", "act_embed")
+    given_BQE = self.conditions(hidden_BD[:, None], main_BD[:, None])[:, 0]
+    table_QCE = jax.reshard(self.code_QCE[...], jax.P(None, None, None))
+    own = lambda w, q: jax.lax.dynamic_index_in_dim(w, q, 0, keepdims=False)
+    empty = jnp.zeros((layers, B, Q, N, H), dtype,
+                      out_sharding=self.rules(None, "batch", None, "heads", None))
+
+    def step(carry, q):
+      before_B, cache = carry
+      x_BE = jax.lax.dynamic_index_in_dim(given_BQE, q, 1, keepdims=False)
+      x_BE += own(table_QCE, q).at[before_B].get(out_sharding=act).astype(dtype)
+      body = lambda x_BE, layer: layer[0].step(x_BE, q, layer[1])
+      x_BE, cache = jax.lax.scan(body, x_BE, (self.blocks, cache))
+      x_BE = rms_norm(x_BE, own(self.gain_QE[...], q), self.eps)
+      logits_BC = jnp.einsum("be,ec->bc", x_BE, own(self.w_out_QEC[...], q).astype(dtype),
+                             preferred_element_type=jnp.float32)
+      codes_B = choose(q, logits_BC)
+      return (codes_B, cache), codes_B
+
+    first_B = jnp.full(B, self.no_code, jnp.int32, out_sharding=self.rules("batch"))
+    _, codes_QB = jax.lax.scan(step, (first_B, (empty, empty)), jnp.arange(Q))
+    return codes_QB.T

@@ -42,14 +42,23 @@ class Embed(nnx.Module):
     live_BFG1 = (codes_BFG != self.no_code)[..., None]
     return jnp.sum(jnp.where(live_BFG1, each_BFGD, 0.0), 2).astype(self.dtype)
 
+  def tagged(self, main_BS: jax.Array, modality_BS: jax.Array) -> jax.Array:
+    """Embeddings [B, S, D] of main tokens and their modality tags, without frames."""
+    tag_MD = jax.reshard(self.tag_MD[...], jax.P(None, None))
+    tag_BSD = tag_MD.at[modality_BS.astype(jnp.int32)].get(out_sharding=self._like(modality_BS))
+    return self.tokens(main_BS) + tag_BSD.astype(self.dtype)
+
   def __call__(self, batch: dict[str, jax.Array]) -> jax.Array:
     """Input [B, S, D] of a packed batch; frames are scattered to their positions."""
-    tag_MD = jax.reshard(self.tag_MD[...], jax.P(None, None))
-    modality_BS = batch["modality"].astype(jnp.int32)
-    tag_BSD = tag_MD.at[modality_BS].get(out_sharding=self._like(modality_BS))
-    x_BSD = self.tokens(batch["main"]) + tag_BSD.astype(self.dtype)
+    x_BSD = self.tagged(batch["main"], batch["modality"])
     return jax.vmap(lambda x, at, frame: x.at[at].add(frame, mode="drop"))(
       x_BSD, batch["frame_at"], self.frames(batch["frames"]))
+
+  def dense(self, main_BT: jax.Array, modality_BT: jax.Array, frames_BTG: jax.Array) -> jax.Array:
+    """Input [B, T, D] of steps of generation, every position with a frame, often of no codes."""
+    x_BTD = self.tagged(main_BT, modality_BT)
+    sound = jnp.any(modality_BT == vocab_lib.AUDIO)
+    return jax.lax.cond(sound, lambda: x_BTD + self.frames(frames_BTG), lambda: x_BTD)
 
   def _like(self, ids: jax.Array) -> jax.P:
     return self.rules("batch", *[None] * (ids.ndim - 1), "act_embed")

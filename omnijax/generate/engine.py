@@ -1,0 +1,188 @@
+"""Batches of prompts of any lengths to streams, with few compiled shapes.
+
+B rows  S positions  T positions of a piece  G = 2Q codes of a frame
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from omnijax import config as config_lib
+from omnijax import sharding
+from omnijax import vocab as vocab_lib
+from omnijax.data.documents import Streams
+from omnijax.generate import cache, grammar, step
+from omnijax.generate.grammar import Grammar, Layout
+from omnijax.generate.sample import Sampling
+from omnijax.model.transformer import Omni
+
+To = Literal["text", "image", "audio", "any"]
+_START = {"text": grammar.FIRST, "image": grammar.ROWS, "audio": grammar.OPEN,
+          "any": grammar.TEXT}
+_PIECE = 32  # positions of a prompt that are run together
+_BUCKETS = (64, 96)  # caches have one of these sizes, times a power of two
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Goal:
+  """What to write after a prompt: one output of this kind, or any mix that the model likes."""
+
+  to: To
+  grid: tuple[int, int] | None = None  # size of images in codes; None leaves it to the model
+  max_new: int = 256  # most positions, but for an image of given size, which takes what it takes
+
+  def positions(self, layout: Layout, room: int) -> int:
+    """Positions to reserve, the end of the turn included, given room for so many.
+
+    Raises:
+      ValueError: the room, or max_new, is too little for the shortest such output.
+    """
+    if self.to not in _START:
+      raise ValueError(f"output {self.to!r} is unknown; use one of {sorted(_START)}.")
+    h, w = self.grid or (1, 1)
+    least = {"text": 2, "any": 2, "image": 3 + h * w, "audio": layout.shortest_speech + 1}[self.to]
+    given = self.max_new + 1
+    if self.to == "image":
+      given = least if self.grid else room
+    if given < least:
+      raise ValueError(f"max_new is {self.max_new}; {self.to} output takes at least "
+                       f"{least - 1} positions: raise max_new.")
+    if room < least:
+      raise ValueError(f"the prompt leaves room for {room} positions, and {self.to} output takes "
+                       f"{least} with its end; raise max_positions or shorten the prompt.")
+    return min(given, room)
+
+
+class Engine:
+  """A model with its compiled prefill and step loop; the level of streams, without tokenizers."""
+
+  def __init__(self, model: Omni, data: config_lib.Data, *, max_positions: int, max_batch: int):
+    self.model = model
+    self.layout = Layout(model.vocab, data.text_delay, data.acoustic_delay)
+    self.max_positions, self.max_batch = max_positions, max_batch
+    self.mesh = model.head_DV[...].sharding.mesh
+    axes = model.rules("batch")[0] or ()
+    axes = (axes,) if isinstance(axes, str) else axes
+    self._ways = int(np.prod([self.mesh.shape[a] for a in axes]))
+
+  def write(self, prompts: Sequence[Streams], goals: Sequence[Goal], *, sampling: Sampling,
+            seed: int, guidance: float = 1.0, without: Sequence[Streams] | None = None
+            ) -> list[Streams]:
+    """Continues each prompt until its goal is reached.
+
+    Args:
+      prompts: as documents.render gives them; the final EOS marks where the output begins and is
+        not part of the prompt.
+      goals: one for each prompt.
+      sampling: how tokens are drawn.
+      seed: prompt i's output is a function of (seed, i), the prompt, the goal and the settings.
+      guidance: weight of classifier-free guidance of image codes; 1 is none.
+      without: for guidance, the prompts without what they ask for.
+
+    Returns:
+      The new positions only, in the form of rendered documents, without the end of the turn.
+
+    Raises:
+      ValueError: a prompt and its output don't fit `max_positions`.
+    """
+    out: list[Streams] = []
+    size = self.max_batch // 2 if without is not None else self.max_batch
+    size = max(size // self._ways * self._ways, self._ways)
+    for i in range(0, len(prompts), size):
+      take = slice(i, i + size)
+      rows = [list(prompts[take])] if without is None else [list(prompts[take]),
+                                                            list(without[take])]
+      out += self._batch(rows, goals[take], sampling, seed, i, guidance)
+    return out
+
+  def _batch(self, rows: list[list[Streams]], goals: Sequence[Goal], sampling: Sampling,
+             seed: int, first: int, guidance: float) -> list[Streams]:
+    """One batch; `rows` holds the prompts and, for guidance, the same without what they ask."""
+    n, copies = len(goals), len(rows)
+    longest = [max(len(r[i].main) - 1 for r in rows) for i in range(n)]
+    limits = [g.positions(self.layout, self.max_positions - length)
+              for g, length in zip(goals, longest, strict=True)]
+    S = self._bucket(max(a + b for a, b in zip(longest, limits, strict=True)))
+    B = self._ways
+    while B < n:
+      B *= 2
+    every = [r[i] for i in range(n) for r in rows]  # rows of a pair are neighbours
+    with jax.set_mesh(self.mesh):
+      state = cache.empty(self.model, rows=B * copies, positions=S)
+      for piece in _pieces(every, B * copies, self.layout):
+        state = step.prefill(self.model, state, step.Piece(**sharding.place(piece)))
+      turn = self._turn(every, goals, limits, B, copies, first)
+      turn = step.Turn(grammar=Grammar(**sharding.place(turn.pop("grammar"))),
+                       **sharding.place(turn), key=jax.random.key(seed),
+                       setting_K3=jnp.asarray(sampling.table(), jnp.float32),
+                       guidance=jnp.float32(guidance))
+      _, turn, written = step.run(self.model, state, turn, layout=self.layout,
+                                  guided=copies == 2)
+      written = jax.device_get(written)
+    return [_streams(written, i * copies, self.layout) for i in range(n)]
+
+  def _bucket(self, positions: int) -> int:
+    """The smallest size of cache that holds so many positions."""
+    sizes = [b << k for k in range(24) for b in _BUCKETS]
+    return min(s for s in sizes if s >= positions)
+
+  def _turn(self, prompts: list[Streams], goals: Sequence[Goal], limits: Sequence[int], B: int,
+            copies: int, first: int) -> dict:
+    """The arrays of a Turn; rows beyond the prompts are done."""
+    n = len(goals)
+
+    def column(values: Sequence[int], fill: int, dtype: type = np.int32) -> np.ndarray:
+      column_B = np.full(B, fill, dtype)
+      column_B[:n] = values
+      return np.repeat(column_B, copies)
+
+    grids = [g.grid or (0, 0) for g in goals]
+    zeros = np.zeros(B * copies, np.int32)
+    numbers = zeros.copy()
+    numbers[: len(prompts)] = [p.position[-1, 0] for p in prompts]
+    state = dict(
+      phase_B=column([_START[g.to] for g in goals], grammar.DONE), number_B=numbers,
+      rows_B=zeros, cols_B=zeros, count_B=zeros,
+      want_rows_B=column([h for h, _ in grids], 0), want_cols_B=column([w for _, w in grids], 0),
+      draws_B=column([g.to == "any" for g in goals], False, np.bool_),
+      speaks_B=column([g.to == "any" for g in goals], False, np.bool_),
+      once_B=column([g.to != "any" for g in goals], True, np.bool_))
+    return dict(grammar=state, written_B=zeros, limit_B=column(limits, 1),
+                row_B=np.repeat(first + np.arange(B, dtype=np.int32), copies))
+
+
+def _pieces(prompts: list[Streams], B: int, layout: Layout) -> list[dict[str, np.ndarray]]:
+  """Prompts without their final EOS, right-padded, cut into pieces of one length."""
+  T, Q = _PIECE, layout.vocab.codebooks
+  lengths = np.array([len(p.main) - 1 for p in prompts])
+  S = -(-int(lengths.max()) // T) * T
+  main_BS = np.zeros((B, S), np.int32)
+  modality_BS = np.zeros((B, S), np.int32)
+  position_BS3 = np.zeros((B, S, 3), np.int32)
+  frames_BSG = np.full((B, S, 2 * Q), layout.vocab.no_code, np.int32)
+  length_B = np.zeros(B, np.int32)
+  for b, (p, n) in enumerate(zip(prompts, lengths, strict=True)):
+    main_BS[b, :n], modality_BS[b, :n], position_BS3[b, :n] = (
+      p.main[:n], p.modality[:n], p.position[:n])
+    frames_BSG[b, p.frame_at] = p.frames
+    length_B[b] = n
+  cut = lambda x, i: np.ascontiguousarray(x[:, i : i + T])
+  return [dict(main_BT=cut(main_BS, i), modality_BT=cut(modality_BS, i),
+               position_BT3=cut(position_BS3, i), frames_BTG=cut(frames_BSG, i),
+               count_B=np.clip(length_B - i, 0, T)) for i in range(0, S, T)]
+
+
+def _streams(written: step.Written, row: int, layout: Layout) -> Streams:
+  """What one row wrote, as a rendered document."""
+  n = int(written.wrote_B[:, row].sum())
+  modality = written.modality_B[:n, row].astype(np.int8)
+  frame_at = np.flatnonzero(modality == vocab_lib.AUDIO).astype(np.int32)
+  codes = written.codes_BQ[:n, row][frame_at]
+  nothing = np.full_like(codes, layout.vocab.no_code)
+  return Streams(written.main_B[:n, row], modality, written.position_B3[:n, row],
+                 np.ones(n, np.float32), frame_at, np.concatenate([codes, nothing], 1),
+                 (codes != layout.vocab.no_code).astype(np.float32))
