@@ -1,0 +1,325 @@
+"""The `omnijax` command. Nothing here imports JAX before a sub-command has work for it.
+
+Exit codes: 0 done, 2 bad input (one line on stderr), 130 interrupted, 1 anything else.
+"""
+
+import argparse
+import functools
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from omnijax import __version__, config, experiment
+
+_MODALITIES = ("text", "image", "audio")
+
+_PATH = """\
+Trains, and then runs, one Transformer that natively reads and writes text, images and speech.
+
+  omnijax quickstart --dir quickstart_run         the whole path on small real data, minutes
+  omnijax prepare MANIFEST --out DATA             raw files -> tokenised records
+  omnijax train EXPERIMENT --run-dir RUN          records -> a trained model
+  omnijax generate RUN --text "..." --to image    a trained model -> text, a picture or sound
+"""
+_EPILOG = """\
+`omnijax COMMAND --help` shows an example and what comes out. Wrong input ends with one line and
+exit code 2; --debug (or OMNIJAX_TRACEBACK=1) shows where it was noticed.
+"""
+
+_QUICKSTART = """\
+Trains a model of spoken and written digits in five languages, from the files that ship with
+omnijax, and judges all six directions between text, images and speech. Run again to resume.
+
+  omnijax quickstart --dir quickstart_run
+
+Writes DIR/report.html (curves, pictures, playable sound) and DIR/report.json (all figures).
+"""
+_PREPARE = """\
+Tokenises the documents of a manifest into a directory of records, which training reads. One JSON
+object a line; paths are relative to the manifest:
+
+  {"parts": [{"text": "a red bus"}, {"image": "bus.png"}]}
+  {"parts": [{"audio": "hello.wav", "transcript": "hello"}]}
+
+  omnijax prepare captions.jsonl --out data/captions
+
+A bad item is counted, named in OUT/rejects.jsonl and skipped. Run again to resume.
+"""
+_TOKENIZER_TRAIN = """\
+Trains a tokenizer, or resumes its training.
+
+  omnijax tokenizer train text  --data corpus.txt     --out tok/text --size 8000
+  omnijax tokenizer train image --data pictures.jsonl --out tok/image --steps 20000
+  omnijax tokenizer train audio --data speech.jsonl   --out tok/audio --steps 100000
+
+text: UTF-8 files, one sentence a line. image, audio: JSON lines {"image": path} and {"audio":
+path, "transcript": "..."}. OUT can be used as --tokenizers.text (image, audio) elsewhere.
+"""
+_TOKENIZER_EVAL = """\
+Measures what a tokenizer loses, on data that it was not trained on.
+
+  omnijax tokenizer eval audio tok/audio --data heldout.jsonl --json
+
+PATH may be `packaged`. text: bytes a piece, exact round trips; image: PSNR, SSIM, use of codes;
+audio: mel distance, STOI, SI-SDR, use of codes, bitrate, word error rate of reconstructions.
+"""
+_TRAIN = """\
+Trains the run that EXPERIMENT, a Python file with `run() -> Run`, describes; resumes by default.
+
+  omnijax train experiments/quickstart.py --run-dir runs/first --optim.peak-lr 3e-4
+
+Every field of the run can be given; `omnijax train EXPERIMENT --help` lists them with their
+values. RUN_DIR gets config.json, metrics.jsonl, TensorBoard events, checkpoints and samples.
+"""
+_EVAL = """\
+Held-out loss of each modality of a run's newest checkpoint, in nats and in physical units.
+
+  omnijax eval runs/first --data data/heldout
+"""
+_GENERATE = """\
+Continues any mix of inputs, in the order given, in any modality.
+
+  omnijax generate runs/first --text "a red bus" --to image --out bus.png
+  omnijax generate runs/first --audio question.wav --to text
+  omnijax generate runs/first --image seven.png --to audio --out seven.wav
+
+Text is printed; a picture is written as PNG, sound as WAV.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one command; returns its exit code."""
+  arguments = list(sys.argv[1:] if argv is None else argv)
+  debug = "--debug" in arguments or bool(os.environ.get("OMNIJAX_TRACEBACK"))
+  try:
+    args, fields = _parser().parse_known_args([a for a in arguments if a != "--debug"])
+    if fields and not args.takes_fields:
+      raise ValueError(f"unknown argument {fields[0]}; see `{args.parser.prog} --help`.")
+    _log_to_stderr()
+    args.function(args, fields)
+    return 0
+  except KeyboardInterrupt:
+    print("omnijax: interrupted", file=sys.stderr)
+    return 130
+  except (ValueError, FileNotFoundError, PermissionError, NotADirectoryError,
+          IsADirectoryError) as error:
+    if debug:
+      traceback.print_exc()
+    print(f"omnijax: error: {_one_line(error)}", file=sys.stderr)
+    return 2
+
+
+def _one_line(error: Exception) -> str:
+  """The message of an error on one line; says so where the error is not one of ours."""
+  text = " ".join(str(error).split()) or type(error).__name__
+  frame = traceback.extract_tb(error.__traceback__)[-1]
+  ours = Path(__file__).parent in Path(frame.filename).parents
+  if ours or isinstance(error, OSError):
+    return text
+  return f"{text} (from {Path(frame.filename).name}; --debug shows where)"
+
+
+def _log_to_stderr() -> None:
+  log = logging.getLogger("omnijax")
+  if not log.handlers:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+  log.setLevel(logging.INFO)
+  log.propagate = False
+
+
+class _Parser(argparse.ArgumentParser):
+  """Errors are one line, as all errors of this command are."""
+
+  def __init__(self, **kwargs: Any):
+    wide = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=28, width=100)
+    super().__init__(formatter_class=wide, allow_abbrev=False, **kwargs)
+
+  def error(self, message: str) -> NoReturn:
+    self.exit(2, f"omnijax: error: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = _Parser(prog="omnijax", description=_PATH, epilog=_EPILOG)
+  parser.add_argument("--version", action="version", version=f"omnijax {__version__}")
+  commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+
+  p = _command(commands, "quickstart", _quickstart, _QUICKSTART)
+  p.add_argument("--dir", type=Path, default=Path("quickstart_run"),
+                 help="directory to write (default: %(default)s)")
+
+  p = _command(commands, "prepare", _prepare, _PREPARE)
+  p.add_argument("manifest", metavar="MANIFEST", type=Path, help="JSONL file")
+  p.add_argument("--out", type=Path, required=True, help="directory to write")
+  p.add_argument("--strict", action="store_true", help="stop at the first bad item")
+  p.add_argument("--processes", type=int, metavar="N",
+                 help="processes that decode files (default: by cores and work)")
+  for kind in _MODALITIES:
+    p.add_argument(f"--tokenizers.{kind}", dest=kind, default=config.PACKAGED, metavar="DIR",
+                   help=f"{kind} tokenizer (default: %(default)s)")
+
+  p = _command(commands, "tokenizer", None, "Trains and evaluates tokenizers.\n")
+  _tokenizer_commands(p.add_subparsers(metavar="ACTION", required=True, parser_class=_Parser))
+
+  p = _command(commands, "train", _train, _TRAIN, fields=True)
+  p.add_argument("experiment", metavar="EXPERIMENT", type=Path, nargs="?", help="Python file")
+  p.add_argument("--run-dir", type=Path, metavar="DIR", help="directory of the run")
+
+  p = _command(commands, "eval", _eval, _EVAL)
+  p.add_argument("run", metavar="RUN", type=Path, help="directory of a run")
+  p.add_argument("--data", type=Path, metavar="DIR", help="prepared records (default: the "
+                 "run's data.heldout)")
+  p.add_argument("--batches", type=int, metavar="N", help="default: the run's eval.batches")
+  p.add_argument("--json", action="store_true", help="one JSON object")
+
+  p = _command(commands, "generate", _generate, _GENERATE)
+  p.add_argument("run", metavar="RUN", type=Path, help="directory of a run")
+  for kind, value in (("text", "TEXT"), ("image", "FILE"), ("audio", "FILE")):
+    p.add_argument(f"--{kind}", dest="inputs", action="append", metavar=value,
+                   type=lambda given, kind=kind: (kind, given), help=f"an input: {kind}")
+  p.add_argument("--to", choices=_MODALITIES, required=True, help="what to write")
+  p.add_argument("--out", type=Path, metavar="FILE", help="default: print text, or out.png, "
+                 "out.wav")
+  return parser
+
+
+def _tokenizer_commands(actions: Any) -> None:
+  p = _command(actions, "train", None, _TOKENIZER_TRAIN)
+  kinds = p.add_subparsers(metavar="{text,image,audio}", required=True, parser_class=_Parser)
+  for kind in _MODALITIES:
+    k = _command(kinds, kind, _tokenizer_train, _TOKENIZER_TRAIN, fields=kind != "text")
+    k.set_defaults(kind=kind)
+    k.add_argument("--data", type=Path, metavar="FILE", help="see above",
+                   nargs="+" if kind == "text" else None)
+    k.add_argument("--out", type=Path, metavar="DIR", help="directory to write")
+    if kind == "text":
+      k.add_argument("--size", type=int, default=8000, help="pieces (default: %(default)s)")
+      k.add_argument("--type", choices=("unigram", "bpe"), default="unigram",
+                     help="of model (default: %(default)s)")
+  p = _command(actions, "eval", _tokenizer_eval, _TOKENIZER_EVAL)
+  p.add_argument("kind", choices=_MODALITIES)
+  p.add_argument("path", metavar="PATH", help="directory of the tokenizer, or packaged")
+  p.add_argument("--data", type=Path, required=True, metavar="MANIFEST", help="JSONL file")
+  p.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def _command(commands: Any, name: str, function: Any, text: str, *,
+             fields: bool = False) -> argparse.ArgumentParser:
+  """A sub-command; one that takes fields of a dataclass shows them in its own help."""
+  first = text.split(". ")[0].split(".\n")[0].replace("\n", " ")
+  parser = commands.add_parser(name, help=first, description=text, add_help=not fields)
+  if fields:
+    parser.add_argument("-h", "--help", action="store_true", help="show this help")
+    parser.add_argument("--FIELD", dest="_", metavar="VALUE", help="a field to change")
+  parser.set_defaults(function=function, takes_fields=fields, parser=parser)
+  return parser
+
+
+def _show(values: dict[str, Any], as_json: bool) -> None:
+  if as_json:
+    print(json.dumps(values))
+    return
+  flat = {f"{k}/{j}": w for k, v in values.items() if isinstance(v, dict) for j, w in v.items()}
+  flat = {k: v for k, v in values.items() if not isinstance(v, dict)} | flat
+  width = max(map(len, flat), default=0)
+  for key, value in flat.items():
+    print(f"{key:{width}}  {value:.4g}" if isinstance(value, float) else f"{key:{width}}  {value}")
+
+
+def _quickstart(args: argparse.Namespace, _: list[str]) -> None:
+  from omnijax import quickstart
+
+  quickstart.run(args.dir)
+
+
+def _prepare(args: argparse.Namespace, _: list[str]) -> None:
+  from omnijax.data import encode, prepare
+  from omnijax.tokenizers import load
+
+  loaded = load.load_all(config.Tokenizers(text=args.text, image=args.image, audio=args.audio))
+  prepare.prepare(args.manifest, args.out, tokenizers=encode.Tokenizers(*loaded),
+                  strict=args.strict, processes=args.processes)
+
+
+def _tokenizer_train(args: argparse.Namespace, fields: list[str]) -> None:
+  prog = args.parser.prog
+  if args.kind == "text":
+    _need(args, "data", "out")
+    from omnijax.tokenizers import text
+
+    made = text.train(args.data, args.out, size=args.size, kind=args.type)
+    print(f"{args.out}: {made.size} pieces, fingerprint {made.fingerprint}")
+    return
+  from omnijax.tokenizers import recipes, train_audio, train_image
+
+  if args.help:
+    print(args.parser.format_help())
+    experiment.override(recipes.AUDIO if args.kind == "audio" else recipes.IMAGE, ["-h"], prog)
+  _need(args, "data", "out")
+  if args.kind == "image":
+    train_image.train(experiment.override(recipes.IMAGE, fields, prog), args.data, args.out)
+  else:
+    train_audio.train(experiment.override(recipes.AUDIO, fields, prog), args.data, args.out)
+
+
+def _tokenizer_eval(args: argparse.Namespace, _: list[str]) -> None:
+  from omnijax.evals import codec, images, manifest, text
+  from omnijax.tokenizers import load
+
+  path = load.directory(args.kind, args.path)
+  parts = manifest.parts(args.data, args.kind)
+  if args.kind == "text":
+    values = text.evaluate(load.text.load(path), [p.value for p in parts])
+  elif args.kind == "image":
+    values = images.evaluate(load.image.load(path), [p.value for p in parts])
+  else:
+    values = codec.evaluate(load.audio.load(path), [p.value for p in parts],
+                            [p.transcript for p in parts])
+  _show(values, args.json)
+
+
+def _train(args: argparse.Namespace, fields: list[str]) -> None:
+  if args.experiment is None:
+    if args.help:
+      args.parser.print_help()
+      return
+    _need(args, "experiment")
+  run = experiment.load(args.experiment)
+  prog = f"omnijax train {args.experiment}"
+  if args.help:
+    experiment.override(run, ["-h"], f"{prog} --run-dir DIR")
+  _need(args, "run_dir")
+  run = experiment.override(run, fields, prog)
+  from omnijax.train import loop
+
+  loop.train(run, args.run_dir)
+
+
+def _eval(args: argparse.Namespace, _: list[str]) -> None:
+  from omnijax.train import loop
+
+  given = {"data": args.data, "batches": args.batches}
+  _show(loop.evaluate(args.run, **{k: v for k, v in given.items() if v is not None}), args.json)
+
+
+def _generate(args: argparse.Namespace, _: list[str]) -> None:
+  from omnijax.generate import command
+
+  command.run(args.run, args.inputs or [], to=args.to, out=args.out)
+
+
+def _need(args: argparse.Namespace, *names: str) -> None:
+  for name in names:
+    if getattr(args, name) is None:
+      shown = name.upper() if name == "experiment" else f"--{name.replace('_', '-')}"
+      raise ValueError(f"{shown} is missing; see `{args.parser.prog} --help`.")
+
+
+if __name__ == "__main__":
+  sys.exit(main())

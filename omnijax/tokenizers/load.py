@@ -1,0 +1,57 @@
+"""The three tokenizers of a run, and the id space that they span."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from omnijax import config as config_lib
+from omnijax import vocab as vocab_lib
+from omnijax.tokenizers import audio, image, text
+
+
+class Tokenizers(NamedTuple):
+  """One tokenizer for each modality."""
+
+  text: text.TextTokenizer
+  image: image.ImageTokenizer
+  audio: audio.AudioTokenizer
+
+
+def load_all(cfg: config_lib.Tokenizers) -> Tokenizers:
+  """Loads the tokenizers that a run names, by directory or the packaged ones.
+
+  Raises:
+    ValueError: a directory is missing (the command that makes one is named) or damaged.
+  """
+  return Tokenizers(text=text.load(directory("text", cfg.text)),
+                    image=image.load(directory("image", cfg.image)),
+                    audio=audio.load(directory("audio", cfg.audio)))
+
+
+def directory(kind: str, given: str | Path) -> Path:
+  """The directory of a tokenizer: the given one, or the one that ships with omnijax.
+
+  Raises:
+    ValueError: there is none; it says how to get one.
+  """
+  shipped = {"text": text.DEFAULT, "image": image.DEFAULT, "audio": audio.DEFAULT}[kind]
+  packaged = str(given) == config_lib.PACKAGED
+  path = shipped if packaged else Path(given)
+  if not (path / "config.json").is_file():
+    raise ValueError(f"there is no {kind} tokenizer in {path} (no config.json); name the directory "
+                     f'of one, "{config_lib.PACKAGED}" for the one that ships with omnijax, or '
+                     f"train one: omnijax tokenizer train {kind} --data FILE --out "
+                     f"{'DIR' if packaged else path}")
+  return path
+
+
+def vocab_of(tokenizers: Tokenizers, codebooks: int) -> vocab_lib.Vocab:
+  """The id space of a model that uses the first `codebooks` codebooks of the codec.
+
+  Raises:
+    ValueError: the codec has fewer.
+  """
+  if codebooks > tokenizers.audio.codebooks:
+    raise ValueError(f"tokenizers.codebooks is {codebooks}, but the audio tokenizer has "
+                     f"{tokenizers.audio.codebooks}; use at most that many.")
+  return vocab_lib.Vocab(text=tokenizers.text.size, image=tokenizers.image.codes,
+                         audio=tokenizers.audio.codes, codebooks=codebooks)
