@@ -269,18 +269,24 @@ def _tokenizer_train(args: argparse.Namespace, fields: list[str]) -> None:
 
 
 def _tokenizer_eval(args: argparse.Namespace, _: list[str]) -> None:
-  from omnijax.evals import codec, images, manifest, text
+  from omnijax.evals import manifest
   from omnijax.tokenizers import load
 
   path = load.directory(args.kind, args.path)
   parts = manifest.parts(args.data, args.kind)
+  given = [part.value for part in parts]
   if args.kind == "text":
-    values = text.evaluate(load.text.load(path), [p.value for p in parts])
+    from omnijax.evals import text
+
+    values = text.evaluate(load.text.load(path), given)
   elif args.kind == "image":
-    values = images.evaluate(load.image.load(path), [p.value for p in parts])
+    from omnijax.evals import images
+
+    values = images.evaluate(load.image.load(path), given)
   else:
-    values = codec.evaluate(load.audio.load(path), [p.value for p in parts],
-                            [p.transcript for p in parts])
+    from omnijax.evals import codec
+
+    values = codec.evaluate(load.audio.load(path), given, [part.transcript for part in parts])
   _show(values, args.json)
 
 
