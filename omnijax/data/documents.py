@@ -169,6 +169,7 @@ def arrange(parts: Sequence[Part], task: int, dropped: bool) -> list[Part]:
       text = dataclasses.replace(text, codes=text.codes[:0])
     return [as_user(text), as_assistant(image)]
   (audio,) = parts
+  assert audio.words is not None
   text = Part(vocab_lib.TEXT, NONE, audio.words)
   if task == TRANSCRIBE:
     return [as_user(audio), as_assistant(text)]
@@ -265,14 +266,15 @@ class _Writer:
   def audio(self, part: Part, weight: float) -> None:
     """Frames at their delays, and the inner monologue of the one who speaks."""
     listen, Q, T = part.role == USER, self.vocab.codebooks, len(part.codes)
+    words = None if listen else part.words
     self.control(vocab_lib.LISTEN if listen else vocab_lib.SPEAK, weight)
     slots = self._slots(part)
-    told = not listen and part.words is not None
-    inside = weight if told else 0.0
+    inside = 0.0 if words is None else weight
     span = self._run(vocab_lib.PAD, slots, vocab_lib.AUDIO, inside)
-    if told:
-      n = len(part.words)
-      self.main[span][np.arange(n) * T // max(n, 1)] = part.words + self.vocab.text_start
+    if words is not None:
+      n = len(words)
+      at = np.arange(n) * T // max(n, 1)
+      self.main[span][at] = words.astype(np.int32) + self.vocab.text_start
     self.control(vocab_lib.AUDIO_END, inside)
 
     rows = slice(self.frame, self.frame + slots)

@@ -22,8 +22,10 @@ _SHORTEST = 8  # frames; shorter recordings are encoded as if this long
 class Text(Protocol):
   """Strings to ids below `size`."""
 
-  size: int
-  fingerprint: str
+  @property
+  def size(self) -> int: ...
+  @property
+  def fingerprint(self) -> str: ...
 
   def encode(self, text: str, /) -> list[int]: ...
 
@@ -31,10 +33,14 @@ class Text(Protocol):
 class Image(Protocol):
   """Pixels float32 [B, H, W, C] in [0, 1] to codes int32 [B, h, w] below `codes`."""
 
-  codes: int
-  downsample: int
-  channels: int
-  fingerprint: str
+  @property
+  def codes(self) -> int: ...
+  @property
+  def downsample(self) -> int: ...
+  @property
+  def channels(self) -> int: ...
+  @property
+  def fingerprint(self) -> str: ...
 
   def encode(self, pixels: Any, /) -> Any: ...
 
@@ -45,11 +51,16 @@ class Audio(Protocol):
   It is causal: what follows a frame does not change its codes.
   """
 
-  sample_rate: int
-  frame_size: int
-  codebooks: int
-  codes: int
-  fingerprint: str
+  @property
+  def sample_rate(self) -> int: ...
+  @property
+  def frame_size(self) -> int: ...
+  @property
+  def codebooks(self) -> int: ...
+  @property
+  def codes(self) -> int: ...
+  @property
+  def fingerprint(self) -> str: ...
 
   def encode(self, wave: Any, /) -> Any: ...
 

@@ -4,6 +4,7 @@ B rows of a host's batch  S positions  F frames  Q codebooks
 """
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -230,4 +231,4 @@ def describe(batch: Mapping[str, np.ndarray], row: int) -> list[dict[str, Any]]:
   edges = [0, *change.tolist(), len(segment)]
   return [{"segment": int(segment[a]), "modality": vocab_lib.MODALITIES[int(modality[a])],
            "start": a, "stop": b}
-          for a, b in zip(edges[:-1], edges[1:], strict=True) if segment[a]]
+          for a, b in itertools.pairwise(edges) if segment[a]]

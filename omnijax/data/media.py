@@ -6,6 +6,7 @@ C channels  L samples
 import collections
 import concurrent.futures
 import contextlib
+import functools
 import itertools
 import multiprocessing
 import os
@@ -23,33 +24,29 @@ CHUNK = 16  # files sent to a process at a time
 _AHEAD = 4  # chunks decoded ahead, for each process
 
 Decode = Callable[[str], np.ndarray | Bad]
+Pool = Callable[[Sequence[str], Decode], Iterator[np.ndarray | Bad]]
 
 
 @contextlib.contextmanager
-def pool(processes: int) -> Iterator[concurrent.futures.ProcessPoolExecutor | None]:
-  """Processes that decode; None, for decoding in this one, if `processes` is 0."""
+def pool(processes: int) -> Iterator[Pool]:
+  """What decodes many files, in their order, in that many processes; 0 is in this one."""
   if not processes:
-    yield None
+    yield lambda names, decode: map(decode, names)
     return
   # Spawned: JAX may be running threads here, which a fork would break.
   context = multiprocessing.get_context("spawn")
   executor = concurrent.futures.ProcessPoolExecutor(processes, context, initializer=_watch_parent)
   try:
-    yield executor
+    yield functools.partial(_decoded, executor, _AHEAD * processes)
   finally:
     executor.shutdown(wait=True, cancel_futures=True)
 
 
-def decoded(names: Sequence[str], decode: Decode,
-            executor: concurrent.futures.ProcessPoolExecutor | None
-            ) -> Iterator[np.ndarray | Bad]:
-  """The arrays of many files, in their order, a bounded number of them decoded ahead."""
-  if executor is None:
-    yield from map(decode, names)
-    return
+def _decoded(executor: concurrent.futures.Executor, ahead: int, names: Sequence[str],
+             decode: Decode) -> Iterator[np.ndarray | Bad]:
+  """Arrays in the order of their names, a bounded number of chunks decoded ahead."""
   chunks = (names[i : i + CHUNK] for i in range(0, len(names), CHUNK))
   submit = lambda chunk: executor.submit(_decode_chunk, decode, chunk)
-  ahead = _AHEAD * executor._max_workers
   waiting = collections.deque(map(submit, itertools.islice(chunks, ahead)))
   while waiting:
     arrays = waiting.popleft().result()
@@ -90,7 +87,7 @@ def decode_image(path: str, *, root: str, channels: int, downsample: int) -> np.
   except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
     return Bad("image too large", f"{path}: {error}")
   except Exception as error:  # Pillow's plug-ins raise nearly anything on corrupt files.
-    return Bad("unreadable image", f"{path}: {_short(error)}")
+    return Bad("unreadable image", f"{path}: {_short(error, root)}")
   h, w = pixels.shape[:2]
   if h % downsample or w % downsample or max(h, w) > vocab_lib.MAX_GRID * downsample:
     return Bad("image size", f"{path} is {w} x {h} pixels; the tokenizer wants multiples of "
@@ -134,7 +131,7 @@ def decode_audio(path: str, *, root: str, sample_rate: int) -> np.ndarray | Bad:
   except Bad as bad:
     return bad
   except Exception as error:  # libsndfile and soxr raise their own kinds.
-    return Bad("unreadable audio", f"{path}: {_short(error)}")
+    return Bad("unreadable audio", f"{path}: {_short(error, root)}")
 
 
 def _check_file(root: str, path: str) -> None:
@@ -149,5 +146,7 @@ def _check_file(root: str, path: str) -> None:
     raise Bad("empty file", f"{path} has 0 bytes")
 
 
-def _short(error: Exception) -> str:
-  return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+def _short(error: Exception, root: str) -> str:
+  """The first line of an error, without the folder, which differs between machines."""
+  text = f"{type(error).__name__}: {error}".replace(os.path.join(root, ""), "")
+  return text.splitlines()[0][:200]

@@ -53,6 +53,8 @@ class _Rows:
 def _pack_positions(rows: _Rows, row_N: np.ndarray, which: np.ndarray, positions_N: np.ndarray
                     ) -> None:
   """Best fit decreasing, all documents of one length at a time."""
+  if not len(which):
+    return
   order = which[np.argsort(-positions_N[which], kind="stable")]
   sizes, starts = np.unique(-positions_N[order], return_index=True)
   ends = [*starts[1:].tolist(), len(order)]

@@ -130,11 +130,15 @@ def _begin(out: pathlib.Path, inputs: dict[str, Any]) -> None:
 
 def _difference(before: Any, now: Any) -> str:
   """Which inputs changed, each with its value before and now."""
-  flat = lambda x, at="": ({at[1:]: x} if not isinstance(x, dict) else
-                           {k: v for key in x for k, v in flat(x[key], f"{at}.{key}").items()})
-  a, b = flat(before), flat(now)
+  a, b = _flat(before), _flat(now)
   keys = [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
   return "; ".join(f"{k} was {a.get(k)}, is now {b.get(k)}" for k in keys)
+
+
+def _flat(value: Any, at: str = "") -> dict[str, Any]:
+  if not isinstance(value, dict):
+    return {at[1:]: value}
+  return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{at}.{key}").items()}
 
 
 def _scan(job: _Job) -> tuple[_Media, int]:
@@ -159,7 +163,7 @@ def _scan(job: _Job) -> tuple[_Media, int]:
   return found, items
 
 
-def _tokenise(job: _Job, kind: int, found: Mapping[str, sources.Item], pool: Any
+def _tokenise(job: _Job, kind: int, found: Mapping[str, sources.Item], pool: media.Pool
               ) -> tuple[dict[str, _Place | Bad], list[int]]:
   """Writes the shards of one kind of medium that are missing.
 
@@ -172,8 +176,8 @@ def _tokenise(job: _Job, kind: int, found: Mapping[str, sources.Item], pool: Any
   missing = [i for i in range(len(chunks)) if not table(i).exists()]
   task = job.bar.add_task(f"{_NAMES[kind]} files", total=len(paths))
   job.bar.advance(task, sum(len(c) for i, c in enumerate(chunks) if i not in missing))
-  stream = _advancing(job, task, media.decoded(
-    [p for i in missing for p in chunks[i]], _decoder(job, kind), pool))
+  stream = _advancing(job, task, pool([p for i in missing for p in chunks[i]],
+                                      _decoder(job, kind)))
   places: dict[str, _Place | Bad] = {}
   shards, offset = [], 0
   for i, chunk in enumerate(chunks):
@@ -183,8 +187,8 @@ def _tokenise(job: _Job, kind: int, found: Mapping[str, sources.Item], pool: Any
     start = offset
     for path, entry in zip(chunk, value, strict=True):
       if isinstance(entry[0], str):
-        places[path] = Bad(*entry)
-        job.refuse(found[path], places[path])
+        places[path] = bad = Bad(*entry)
+        job.refuse(found[path], bad)
       else:
         places[path] = _Place(offset, tuple(entry))
         offset += entry[0] * (entry[1] if kind == vocab_lib.IMAGE else 1)
@@ -194,14 +198,13 @@ def _tokenise(job: _Job, kind: int, found: Mapping[str, sources.Item], pool: Any
 
 def _decoder(job: _Job, kind: int) -> media.Decode:
   root = str(job.manifest.parent)
+  image, audio = job.tokenizers.image, job.tokenizers.audio
   if kind == vocab_lib.IMAGE:
-    tok = job.tokenizers.image
-    assert tok is not None
-    return functools.partial(media.decode_image, root=root, channels=tok.channels,
-                             downsample=tok.downsample)
-  tok = job.tokenizers.audio
-  assert tok is not None
-  return functools.partial(media.decode_audio, root=root, sample_rate=tok.sample_rate)
+    assert image is not None
+    return functools.partial(media.decode_image, root=root, channels=image.channels,
+                             downsample=image.downsample)
+  assert audio is not None
+  return functools.partial(media.decode_audio, root=root, sample_rate=audio.sample_rate)
 
 
 def _advancing(job: _Job, task: Any, stream: Iterable[Any]) -> Iterator[Any]:
@@ -231,7 +234,8 @@ def _finish(job: _Job, places: Mapping[int, Mapping[str, _Place | Bad]],
   """Writes the documents' shards, the tables over all of them, and the mark of completion."""
   task = job.bar.add_task("documents", total=items)
   stream = _advancing(job, task, sources.read_manifest(job.manifest))
-  parts, sizes, rejects, temporary, texts = [], [], [], [], []
+  parts, sizes, rejects, temporary = [], [], [], []
+  texts: list[int] = []
   for number in range(-(-items // job.shard[vocab_lib.TEXT])):
     path = job.out / f"documents-{number:05d}.npz"
     chunk = list(itertools.islice(stream, job.shard[vocab_lib.TEXT]))

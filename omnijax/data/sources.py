@@ -100,7 +100,7 @@ def _part(part: Any, i: int) -> RawPart:
               "\"role\" or \"transcript\"")
   (kind,) = kinds
   role = part.get("role")
-  if role is not None and role not in tuple(documents.ROLES):
+  if role is not None and (not isinstance(role, str) or role not in documents.ROLES):
     raise Bad("bad document", f"{where} has the role {role!r}; wanted one of "
               f"{sorted(documents.ROLES)}")
   if "transcript" in part and kind != "audio":
@@ -117,4 +117,4 @@ def _part(part: Any, i: int) -> RawPart:
       raise Bad("bad document", f"{where}: the path {text!r} has a null character")
   if not value:
     raise Bad("empty document", f"{where}: {kind} is empty")
-  return RawPart(_KINDS[kind], documents.ROLES.get(role, documents.NONE), value, transcript)
+  return RawPart(_KINDS[kind], documents.ROLES[role] if role else documents.NONE, value, transcript)

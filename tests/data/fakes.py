@@ -93,7 +93,8 @@ def mixed(root: pathlib.Path, documents: int) -> pathlib.Path:
       [{"audio": f"{k}.wav"}],
       [{"image": f"{k}.png", "role": "user"},
        {"audio": f"{k}.wav", "transcript": "yes", "role": "assistant"}],
-      [{"audio": f"{k}.wav", "transcript": "hi", "role": "user"}, {"text": "ok", "role": "assistant"},
-       {"text": "more", "role": "user"}, {"text": "x"}, {"image": f"{k}.png", "role": "assistant"}],
+      [{"audio": f"{k}.wav", "transcript": "hi", "role": "user"},
+       {"text": "ok", "role": "assistant"}, {"text": "more", "role": "user"}, {"text": "x"},
+       {"image": f"{k}.png", "role": "assistant"}],
     ][i % 6]})
   return manifest(root, lines)

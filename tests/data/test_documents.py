@@ -1,0 +1,185 @@
+"""Rendering against streams written by hand, and lengths against rendering."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from omnijax import config
+from omnijax import vocab as v
+from omnijax.data import documents as d
+
+VOCAB = v.Vocab(text=256, image=256, audio=50, codebooks=2)
+DATA = config.Data(sources=(), rows=1, positions=512, frames=256)
+T0, I0, NO = VOCAB.text_start, VOCAB.image_start, VOCAB.no_code
+
+
+def text(*ids, role=d.NONE):
+  return d.Part(v.TEXT, role, np.array(ids, np.uint16))
+
+
+def image(h, w, role=d.NONE):
+  return d.Part(v.IMAGE, role, np.arange(h * w, dtype=np.uint16).reshape(h, w))
+
+
+def audio(T, words=None, role=d.NONE):
+  codes = np.arange(T, dtype=np.uint16)[:, None] + np.array([0, 10, 20], np.uint16)
+  return d.Part(v.AUDIO, role, codes, None if words is None else np.array(words, np.uint16))
+
+
+def render(parts, task=d.PLAIN, dropped=False, **changes):
+  return d.render(parts, task, dropped, dataclasses.replace(DATA, **changes), VOCAB)
+
+
+def test_text():
+  s = render([text(7, 8)])
+  assert s.main.tolist() == [v.BOS, T0 + 7, T0 + 8, v.EOS]
+  assert s.weight.tolist() == [0, 1, 1, 1]
+  assert s.modality.tolist() == [v.TEXT] * 4
+  assert s.position.tolist() == [[i] * 3 for i in range(4)]
+  assert s.frames.shape == (0, 4) and s.frame_weight.shape == (0, 2)
+
+
+def test_image_positions_are_a_grid_and_text_goes_on_after_its_longer_side():
+  s = render([text(5), image(2, 3), text(6)])
+  assert s.main.tolist() == [v.BOS, T0 + 5, v.rows(2), v.cols(3), *range(I0, I0 + 6), T0 + 6,
+                             v.EOS]
+  assert s.modality.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0]
+  assert s.position.tolist() == [
+    [0, 0, 0], [1, 1, 1], [2, 2, 2], [3, 3, 3],
+    [4, 4, 4], [4, 4, 5], [4, 4, 6], [4, 5, 4], [4, 5, 5], [4, 5, 6],
+    [7, 7, 7], [8, 8, 8]]
+
+
+def test_speech_with_words():
+  s = render([audio(3, words=[1, 2])], acoustic_delay=1, text_delay=1)
+  assert s.main.tolist() == [v.BOS, v.SPEAK, T0 + 1, T0 + 2, v.PAD, v.PAD, v.PAD, v.AUDIO_END,
+                             v.EOS]
+  assert s.modality.tolist() == [0, 0, 2, 2, 2, 2, 2, 0, 0]
+  assert s.weight.tolist() == [0, 1, 1, 1, 1, 1, 1, 1, 1]
+  assert s.frame_at.tolist() == [2, 3, 4, 5, 6]
+  speak = [[NO, NO], [0, NO], [1, 10], [2, 11], [NO, 12]]
+  assert s.frames.tolist() == [[*row, NO, NO] for row in speak]
+  assert s.frame_weight.tolist() == [[0, 0], [1, 0], [1, 1], [1, 1], [0, 1]]
+  assert s.position.tolist() == [[i] * 3 for i in range(9)]
+
+
+def test_words_are_spread_over_the_frames():
+  s = render([audio(6, words=[1, 2])], acoustic_delay=0)
+  assert s.main[2:8].tolist() == [T0 + 1, 0, 0, T0 + 2, 0, 0]
+  s = render([audio(2, words=[1, 2])])
+  assert s.main[2:5].tolist() == [T0 + 1, T0 + 2, 0]
+
+
+def test_speech_without_words_trains_no_main_stream_and_has_no_lead():
+  s = render([audio(2)], text_delay=3)
+  assert s.main.tolist() == [v.BOS, v.SPEAK, 0, 0, 0, v.AUDIO_END, v.EOS]
+  assert s.weight.tolist() == [0, 1, 0, 0, 0, 0, 1]
+  assert s.frame_weight.tolist() == [[1, 0], [1, 1], [0, 1]]
+
+
+def test_speech_in_which_nothing_is_said_trains_the_silence():
+  s = render([audio(2, words=[])])
+  assert s.main.tolist() == [v.BOS, v.SPEAK, 0, 0, 0, v.AUDIO_END, v.EOS]
+  assert s.weight.tolist() == [0, 1, 1, 1, 1, 1, 1]
+
+
+def test_listening_is_input_only_and_turns_are_marked():
+  s = render([audio(2, words=[9], role=d.USER), text(3, role=d.USER), text(4, role=d.ASSISTANT)],
+             prompt_weight=0.25, text_delay=2)
+  assert s.main.tolist() == [v.BOS, v.USER, v.LISTEN, 0, 0, 0, v.AUDIO_END, T0 + 3, v.ASSISTANT,
+                             T0 + 4, v.EOS]
+  assert s.weight.tolist() == [0, 1, 0.25, 0, 0, 0, 0, 0.25, 1, 1, 1]
+  assert s.frames.tolist() == [[NO, NO, 0, NO], [NO, NO, 1, 10], [NO, NO, NO, 11]]
+  assert not s.frame_weight.any()
+
+
+def test_a_part_without_a_role_neither_opens_nor_ends_a_turn():
+  s = render([text(1, role=d.USER), text(2), text(3, role=d.USER)], prompt_weight=0)
+  assert s.main.tolist() == [v.BOS, v.USER, T0 + 1, T0 + 2, T0 + 3, v.EOS]
+  assert s.weight.tolist() == [0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_caption_and_draw(order):
+  parts = [text(7), image(1, 1)][::order]
+  s = render(parts, d.CAPTION)
+  assert s.main.tolist() == [v.BOS, v.USER, v.rows(1), v.cols(1), I0, v.ASSISTANT, T0 + 7, v.EOS]
+  s = render(parts, d.DRAW)
+  assert s.main.tolist() == [v.BOS, v.USER, T0 + 7, v.ASSISTANT, v.rows(1), v.cols(1), I0, v.EOS]
+  s = render(parts, d.DRAW, dropped=True)
+  assert s.main.tolist() == [v.BOS, v.USER, v.ASSISTANT, v.rows(1), v.cols(1), I0, v.EOS]
+
+
+def test_transcribe_and_speak():
+  s = render([audio(2, words=[7])], d.TRANSCRIBE)
+  assert s.main.tolist() == [v.BOS, v.USER, v.LISTEN, 0, 0, 0, v.AUDIO_END, v.ASSISTANT, T0 + 7,
+                             v.EOS]
+  s = render([audio(2, words=[7])], d.SPEAK)
+  assert s.main.tolist() == [v.BOS, v.USER, T0 + 7, v.ASSISTANT, v.SPEAK, T0 + 7, 0, 0,
+                             v.AUDIO_END, v.EOS]
+
+
+def part_rows(parts):
+  rows = []
+  for p in parts:
+    h, w = p.codes.shape if p.kind == v.IMAGE else (0, 0)
+    length = h * w or len(p.codes)
+    rows.append((p.kind, p.role, h, w, length, -1 if p.words is None else len(p.words), 0, 0))
+  return np.array(rows, d.PART)
+
+
+_role = st.sampled_from([d.NONE, d.NONE, d.USER, d.ASSISTANT])
+_part = st.one_of(
+  st.builds(lambda n, r: text(*range(n), role=r), st.integers(1, 9), _role),
+  st.builds(image, st.integers(1, 4), st.integers(1, 4), _role),
+  st.builds(lambda T, n, r: audio(T, None if n is None else range(min(n, T)), r),
+            st.integers(1, 9), st.none() | st.integers(0, 5), _role))
+
+
+@settings(max_examples=150, deadline=None)
+@given(docs=st.lists(st.lists(_part, min_size=1, max_size=4), min_size=1, max_size=4),
+       delays=st.tuples(st.integers(0, 3), st.integers(0, 3)), dropped=st.booleans())
+def test_lengths_are_those_of_the_rendering(docs, delays, dropped):
+  data = dataclasses.replace(DATA, acoustic_delay=delays[0], text_delay=delays[1])
+  sizes = np.array([len(doc) for doc in docs])
+  index = d.counts(part_rows([p for doc in docs for p in doc]), np.cumsum(sizes) - sizes)
+  allowed = d.allowed(index)
+  assert allowed[:, d.PLAIN].all()
+  for i, doc in enumerate(docs):
+    for task in np.flatnonzero(allowed[i]).tolist():
+      s = d.render(doc, task, dropped, data, VOCAB)
+      positions, frames = d.lengths(index[i : i + 1], task, dropped, data)
+      assert (positions[0], frames[0]) == (len(s.main), len(s.frame_at))
+      assert (s.frame_weight[s.frames[:, :2] == NO] == 0).all()
+      assert (s.modality[s.frame_at] == v.AUDIO).all()
+
+
+def test_what_a_document_allows():
+  def allows(*parts):
+    (row,) = d.allowed(d.counts(part_rows(parts), np.array([0])))
+    return {d.TASKS[i] for i in np.flatnonzero(row)}
+
+  assert allows(text(1)) == allows(image(1, 1)) == allows(audio(1)) == {"plain"}
+  assert allows(image(1, 1), text(1)) == {"plain", "caption", "draw"}
+  assert allows(audio(1, [1])) == {"plain", "transcribe", "speak"}
+  assert allows(image(1, 1, role=d.USER), text(1)) == {"plain"}
+  assert allows(audio(1, [1], role=d.USER)) == {"plain"}
+  assert allows(image(1, 1), text(1), text(1)) == {"plain"}
+
+
+def test_tasks_are_drawn_by_their_odds_among_those_usable():
+  n = 40_000
+  chance = np.random.default_rng(0).integers(0, 1 << 64, n, np.uint64)
+  data = dataclasses.replace(DATA, caption_dropout=0.25, tasks=config.Tasks(
+    plain=0, caption=1, draw=3, transcribe=5, speak=0))
+  usable = np.tile([True, True, True, False, False], (n, 1))
+  task, dropped = d.choose(usable, chance, data)
+  share = np.bincount(task, minlength=5) / n
+  np.testing.assert_allclose(share, [0, 0.25, 0.75, 0, 0], atol=0.01)
+  assert not dropped[task != d.DRAW].any()
+  np.testing.assert_allclose(dropped[task == d.DRAW].mean(), 0.25, atol=0.01)
+  only_plain = np.tile([True, False, False, False, False], (n, 1))
+  assert (d.choose(only_plain, chance, data)[0] == d.PLAIN).all()
