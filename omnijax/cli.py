@@ -18,6 +18,10 @@ from omnijax import __version__, config, experiment
 
 _MODALITIES = ("text", "image", "audio")
 
+_EXTRAS = {"pystoi": "eval", "faster_whisper": "eval"}  # module -> the extra that brings it
+_FOR_PEOPLE = (ValueError, FileNotFoundError, PermissionError, NotADirectoryError,
+               IsADirectoryError, ModuleNotFoundError)
+
 _PATH = """\
 Trains, and then runs, one Transformer that natively reads and writes text, images and speech.
 
@@ -88,7 +92,9 @@ Continues any mix of inputs, in the order given, in any modality.
   omnijax generate runs/first --audio question.wav --to text
   omnijax generate runs/first --image seven.png --to audio --out seven.wav
 
-Text is printed; a picture is written as PNG, sound as WAV.
+Text is printed; a picture is written as PNG, sound as WAV. How tokens are drawn:
+--KIND.temperature X (0: the most likely), --KIND.top-k N, --KIND.top-p X, where KIND is text,
+image, first-codebook or acoustic.
 """
 
 
@@ -106,8 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   except KeyboardInterrupt:
     print("omnijax: interrupted", file=sys.stderr)
     return 130
-  except (ValueError, FileNotFoundError, PermissionError, NotADirectoryError,
-          IsADirectoryError) as error:
+  except _FOR_PEOPLE as error:
+    if isinstance(error, ModuleNotFoundError) and error.name not in _EXTRAS:
+      raise
     if debug:
       traceback.print_exc()
     print(f"omnijax: error: {_one_line(error)}", file=sys.stderr)
@@ -116,6 +123,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _one_line(error: Exception) -> str:
   """The message of an error on one line; says so where the error is not one of ours."""
+  if isinstance(error, ModuleNotFoundError):
+    return (f"{error.name} is not installed; wanted for this command: "
+            f'pip install "omnijax[{_EXTRAS[str(error.name)]}]"')
   text = " ".join(str(error).split()) or type(error).__name__
   frame = traceback.extract_tb(error.__traceback__)[-1]
   ours = Path(__file__).parent in Path(frame.filename).parents
@@ -179,13 +189,21 @@ def _parser() -> argparse.ArgumentParser:
   p.add_argument("--json", action="store_true", help="one JSON object")
 
   p = _command(commands, "generate", _generate, _GENERATE)
+  p.set_defaults(takes_fields=True)
   p.add_argument("run", metavar="RUN", type=Path, help="directory of a run")
   for kind, value in (("text", "TEXT"), ("image", "FILE"), ("audio", "FILE")):
-    p.add_argument(f"--{kind}", dest="inputs", action="append", metavar=value,
-                   type=lambda given, kind=kind: (kind, given), help=f"an input: {kind}")
+    p.add_argument(f"--{kind}", dest="inputs", action="append", metavar=value, default=[],
+                   type=functools.partial(_input, kind), help=f"an input: {kind}")
   p.add_argument("--to", choices=_MODALITIES, required=True, help="what to write")
   p.add_argument("--out", type=Path, metavar="FILE", help="default: print text, or out.png, "
                  "out.wav")
+  p.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+  p.add_argument("--image-size", type=int, nargs=2, metavar=("H", "W"), help="pixels of a picture "
+                 "(default: the model decides)")
+  p.add_argument("--max-new", type=int, default=256, metavar="N", help="most positions of text or "
+                 "speech; one of speech is 80 ms (default: %(default)s)")
+  p.add_argument("--guidance", type=float, default=1.0, metavar="X", help="how much more the text "
+                 "of a picture counts than in training (default: %(default)s)")
   return parser
 
 
@@ -219,6 +237,10 @@ def _command(commands: Any, name: str, function: Any, text: str, *,
     parser.add_argument("--FIELD", dest="_", metavar="VALUE", help="a field to change")
   parser.set_defaults(function=function, takes_fields=fields, parser=parser)
   return parser
+
+
+def _input(kind: str, value: str) -> tuple[str, str]:
+  return kind, value
 
 
 def _show(values: dict[str, Any], as_json: bool) -> None:
@@ -273,21 +295,32 @@ def _tokenizer_eval(args: argparse.Namespace, _: list[str]) -> None:
   from omnijax.tokenizers import load
 
   path = load.directory(args.kind, args.path)
-  parts = manifest.parts(args.data, args.kind)
-  given = [part.value for part in parts]
   if args.kind == "text":
     from omnijax.evals import text
 
-    values = text.evaluate(load.text.load(path), given)
+    values = text.evaluate(load.text.load(path), manifest.texts(args.data))
   elif args.kind == "image":
     from omnijax.evals import images
 
-    values = images.evaluate(load.image.load(path), given)
+    values = images.evaluate(load.image.load(path), manifest.files(args.data, "image"))
   else:
     from omnijax.evals import codec
 
-    values = codec.evaluate(load.audio.load(path), given, [part.transcript for part in parts])
+    manifest.files(args.data, "audio")  # says what is wrong with it
+    values = codec.evaluate(load.audio.load(path), args.data, _recogniser())
   _show(values, args.json)
+
+
+def _recogniser() -> Any:
+  """Whisper-base where the extra `eval` is installed; its weights go to the user's cache."""
+  from omnijax.evals import codec
+
+  cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "omnijax"
+  try:
+    return codec.whisper(cache / "whisper-base")
+  except (ImportError, ValueError) as error:
+    print(f"omnijax: no word error rate: {error}", file=sys.stderr)
+    return None
 
 
 def _train(args: argparse.Namespace, fields: list[str]) -> None:
@@ -314,10 +347,13 @@ def _eval(args: argparse.Namespace, _: list[str]) -> None:
   _show(loop.evaluate(args.run, **{k: v for k, v in given.items() if v is not None}), args.json)
 
 
-def _generate(args: argparse.Namespace, _: list[str]) -> None:
-  from omnijax.generate import command
+def _generate(args: argparse.Namespace, fields: list[str]) -> None:
+  from omnijax.generate import command, sample
 
-  command.run(args.run, args.inputs or [], to=args.to, out=args.out)
+  size = tuple(args.image_size) if args.image_size else None
+  command.run(args.run, args.inputs, to=args.to, out=args.out, seed=args.seed, image_size=size,
+              sampling=experiment.override(sample.Sampling(), fields, args.parser.prog),
+              max_new=args.max_new, guidance=args.guidance)
 
 
 def _need(args: argparse.Namespace, *names: str) -> None:

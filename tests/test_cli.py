@@ -1,10 +1,13 @@
 """The command: what it prints, how it ends, and what it hands to the code behind it."""
 
+import dataclasses
+import inspect
 import json
 import subprocess
 import sys
 import time
 import types
+from pathlib import Path
 
 import pytest
 import tiny
@@ -183,6 +186,49 @@ def test_traceback_on_demand(how, monkeypatch, capfd):
                                              "shows where)\n")
 
 
+def test_a_missing_extra_is_named(monkeypatch, capfd):
+  error = ModuleNotFoundError("No module named 'pystoi'", name="pystoi")
+  assert ends_with(error, monkeypatch) == 2
+  assert 'pip install "omnijax[eval]"' in capfd.readouterr().err
+  with pytest.raises(ModuleNotFoundError):
+    ends_with(ModuleNotFoundError("No module named 'x'", name="x"), monkeypatch)
+
+
+def test_generate_takes_inputs_in_order(monkeypatch, tmp_path):
+  from omnijax.generate import command, sample
+
+  calls = []
+  monkeypatch.setattr(command, "run", lambda *a, **k: calls.append((a, k)))
+  argv = ["generate", str(tmp_path), "--text", "a", "--image", "b.png", "--text", "c", "--to",
+          "audio", "--out", "d.wav", "--seed", "5", "--image-size", "32", "64",
+          "--text.temperature", "0", "--acoustic.top-k", "9"]
+  assert cli.main(argv) == 0
+  (args, kwargs), = calls
+  assert args == (tmp_path, [("text", "a"), ("image", "b.png"), ("text", "c")])
+  base = sample.Sampling()
+  want = dataclasses.replace(base, text=dataclasses.replace(base.text, temperature=0.0),
+                             acoustic=dataclasses.replace(base.acoustic, top_k=9))
+  assert kwargs == {"to": "audio", "out": Path("d.wav"), "seed": 5, "image_size": (32, 64),
+                    "max_new": 256, "guidance": 1.0, "sampling": want}
+
+
+def test_commands_call_what_exists():
+  # The calls themselves are faked here: hold the names and parameters that they rely on.
+  from omnijax.data import prepare
+  from omnijax.evals import codec, images
+  from omnijax.generate import command
+  from omnijax.tokenizers import train_audio, train_image
+
+  calls = ((prepare.prepare, 2, ("tokenizers", "strict", "processes")),
+           (train_audio.train, 3, ()), (train_image.train, 3, ()), (images.evaluate, 2, ()),
+           (codec.evaluate, 3, ()), (codec.whisper, 1, ()),
+           (command.run, 2, ("to", "out", "seed", "image_size", "sampling", "max_new",
+                             "guidance")))
+  for function, count, names in calls:
+    inspect.signature(function).bind(*range(count), **dict.fromkeys(names))
+  assert cli.main(["generate", "none", "--to", "text", "--text.temprature", "0"]) == 2
+
+
 def test_tokenizer_eval_of_text(tmp_path, capfd):
   words = "one two three four five six seven eight nine ten red bus blue sky".split()
   (tmp_path / "corpus.txt").write_text("\n".join(" ".join(words[i:]) for i in range(len(words))))
@@ -199,6 +245,7 @@ def test_tokenizer_eval_of_text(tmp_path, capfd):
   assert values["n"] == 2 and values["exact"] == 1.0 and values["bytes_per_piece"] > 1
   assert "no.txt is not a file" in error_of(capfd, "tokenizer", "eval", "text", made, "--data",
                                             "no.txt")
-  (tmp_path / "pictures.jsonl").write_text('{"image": "x.png"}\n')
-  assert "has no text: 1 lines" in error_of(capfd, "tokenizer", "eval", "text", made, "--data",
-                                            tmp_path / "pictures.jsonl")
+  pictures = tmp_path / "pictures.jsonl"
+  pictures.write_text('{"image": "x.png"}\n')
+  assert "pictures.jsonl has no text" in error_of(capfd, "tokenizer", "eval", "text", made,
+                                                  "--data", pictures)

@@ -1,47 +1,54 @@
-"""The texts or files of one modality in a manifest, for evaluations."""
+"""The texts or the files of one modality in a manifest, for evaluations."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 
-class Part(NamedTuple):
-  """A text, or a file with what is said in it."""
-
-  value: str | Path
-  transcript: str | None
-
-
-def parts(manifest: Path, kind: str) -> list[Part]:
-  """All parts of a kind, in order.
-
-  Args:
-    manifest: JSON lines, {"parts": [{KIND: ...}, ...]} or just {KIND: ...}; for text, a plain
-      text file of one sentence a line will do, and transcripts count as text.
-    kind: text, image or audio.
+def texts(manifest: Path) -> list[str]:
+  """Texts and transcripts of a manifest, or the lines of a plain text file.
 
   Raises:
-    ValueError: the file, a line, or anything of this kind is missing.
+    ValueError: no such file, a line that is no document, or no text.
   """
-  if not manifest.is_file():
-    raise ValueError(f"--data {manifest} is not a file; wanted JSON lines, such as "
-                     f'{{"{kind}": {"..." if kind == "text" else "path"!r}}}')
-  lines = [line for line in manifest.read_text("utf-8").splitlines() if line.strip()]
-  if kind == "text" and manifest.suffix not in (".jsonl", ".json"):
-    return [Part(line, None) for line in lines]
-  out = []
-  for number, line in enumerate(lines, 1):
+  if manifest.suffix not in (".jsonl", ".json"):
+    return [line for line in _lines(manifest, "text") if line.strip()]
+  keys = ("text", "transcript")
+  found = [part[key] for part in _parts(manifest, "text") for key in keys if part.get(key)]
+  return _some(found, manifest, "text")
+
+
+def files(manifest: Path, kind: str) -> list[Path]:
+  """Files of a kind (image, audio) in the order of the manifest; paths are relative to it.
+
+  Raises:
+    ValueError: no such file, a line that is no document, or no part of this kind.
+  """
+  found = [manifest.parent / part[kind] for part in _parts(manifest, kind) if kind in part]
+  return _some(found, manifest, kind)
+
+
+def _parts(manifest: Path, kind: str) -> Iterator[dict[str, Any]]:
+  """Parts of documents {"parts": [{KIND: ...}, ...]}, or of lines that are just {KIND: ...}."""
+  for number, line in enumerate(_lines(manifest, kind), 1):
     try:
-      item = json.loads(line)
-      for part in item.get("parts", [item]):
-        if kind == "text":
-          out += [Part(part[k], None) for k in ("text", "transcript") if part.get(k)]
-        elif kind in part:
-          out.append(Part(manifest.parent / part[kind], part.get("transcript")))
-    except (ValueError, TypeError, AttributeError) as error:
+      item = json.loads(line) if line.strip() else {"parts": []}
+      yield from item.get("parts", [item])
+    except (ValueError, AttributeError) as error:
       raise ValueError(f"{manifest} line {number} is no document ({error}); wanted "
                        f'{{"parts": [{{"{kind}": ...}}]}}') from error
-  if not out:
-    raise ValueError(f"{manifest} has no {kind}: {len(lines)} lines, none with a \"{kind}\"; name "
-                     "another manifest.")
-  return out
+
+
+def _lines(manifest: Path, kind: str) -> list[str]:
+  if not manifest.is_file():
+    raise ValueError(f"--data {manifest} is not a file; wanted JSON lines, such as "
+                     f'{{"{kind}": ...}}')
+  return manifest.read_text("utf-8").splitlines()
+
+
+def _some(found: list[Any], manifest: Path, kind: str) -> list[Any]:
+  if not found:
+    raise ValueError(f'{manifest} has no {kind}: wanted lines with a "{kind}"; name another '
+                     "manifest.")
+  return found
