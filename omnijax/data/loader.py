@@ -171,6 +171,10 @@ class _Rows:
     self._records, self._plan, self._data, self._vocab = records, plan, data, vocab
     self._index, self._count = process_index, process_count
 
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__.update(state)
+    self._plan.attach([r.counts for r in self._records])
+
   def __len__(self) -> int:
     return 1 << 60  # endless; a slice says where to stop
 

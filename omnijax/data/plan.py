@@ -15,6 +15,7 @@ import fractions
 import math
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -156,16 +157,22 @@ class Plan:
                        "source instead.")
     self._mixture = None if once else Mixture.of([float(w) for w in weights])
     self.windows = -(-sum(self.sizes) // data.window) if once else None
-    self._cache: collections.OrderedDict[int, Window] = collections.OrderedDict()
+    self._cache = collections.OrderedDict[int, Window]()
     self._ends: list[int] = []  # rows up to and including each window
     self._lock = threading.RLock()
 
-  def __getstate__(self):
-    return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_cache")}
+  def __getstate__(self) -> dict[str, Any]:
+    """All but the length index, which may be large: the receiver calls `attach`."""
+    return {k: v for k, v in self.__dict__.items() if k not in ("_counts", "_lock", "_cache")}
 
-  def __setstate__(self, state):
+  def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state)
-    self._cache, self._lock = collections.OrderedDict(), threading.RLock()
+    self._cache = collections.OrderedDict()
+    self._lock = threading.RLock()
+
+  def attach(self, counts: Sequence[np.ndarray]) -> None:
+    """Gives the length index back to a plan that was sent to another process."""
+    self._counts = list(counts)
 
   @property
   def rows(self) -> int | None:

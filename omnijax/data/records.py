@@ -115,8 +115,9 @@ class Records:
       raise ValueError(f"the records {self.root} {state}: there is no {META}; run "
                        f"`omnijax prepare MANIFEST --out {self.root}`.")
     self.meta = meta
-    self._parts = np.load(self.root / _PARTS, mmap_mode="r")
-    self.counts = np.load(self.root / _DOCUMENTS, mmap_mode="r")
+    # As plain arrays: each slice of a np.memmap costs as much as reading the document.
+    self._parts = np.asarray(np.load(self.root / _PARTS, mmap_mode="r"))
+    self.counts = np.asarray(np.load(self.root / _DOCUMENTS, mmap_mode="r"))
     self._tokens = {}
     for kind, name in _NAMES.items():
       if name in meta.tokenizers:
