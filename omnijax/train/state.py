@@ -28,16 +28,32 @@ class TrainState:
 
 def init(run: config_lib.Run, vocab: vocab_lib.Vocab, rules: Rules = RULES) -> TrainState:
   """A fresh state on the current mesh, a function of run.train.seed alone."""
+  return _maker(run, vocab, rules)(jax.random.key(run.train.seed))
+
+
+def abstract(run: config_lib.Run, vocab: vocab_lib.Vocab, rules: Rules = RULES) -> TrainState:
+  """Shapes, types and shardings of a state on the current mesh, at no cost."""
+  mesh = jax.sharding.get_mesh()
+
+  def leaf(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    place = jax.sharding.NamedSharding(mesh, x.sharding.spec)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return jax.tree.map(leaf, jax.eval_shape(_maker(run, vocab, rules), key))
+
+
+def _maker(run: config_lib.Run, vocab: vocab_lib.Vocab, rules: Rules):
   tx = optim.make(run.optim, run.train.steps)
 
-  @jax.jit
   def make(key: jax.Array) -> TrainState:
     model = Omni(run.model, vocab, rules, rngs=nnx.Rngs(key))
-    return TrainState(jnp.int32(0), model, tx.init(model))
+    state = TrainState(jnp.int32(0), model, tx.init(model))
+    # Constants of the optimizer are born untyped; give them the type a step gives back, or the
+    # second step compiles again.
+    return jax.tree.map(lambda x: jax.reshard(x, jax.typeof(x).sharding.spec), state)
 
-  # Partitionable threefry: the same draws whatever the sharding of the parameter.
-  with jax.threefry_partitionable(True):
-    return make(jax.random.key(run.train.seed))
+  return jax.jit(make)
 
 
 def parameter_count(model: Omni) -> int:

@@ -31,7 +31,7 @@ def make_train_step(run: config_lib.Run) -> Callable[[TrainState, Batch],
     updates, opt_state = tx.update(grads, state.opt_state, state.model)
     model = optax.apply_updates(state.model, updates)
     metrics = {"loss": loss, "sums": sums, "dens": dens, "step": state.step,
-               "grad_norm": optax.global_norm(grads)}
+               "grad_norm": optax.tree.norm(grads)}
     return TrainState(state.step + 1, model, opt_state), metrics
 
   return jax.jit(train_step, donate_argnums=0)

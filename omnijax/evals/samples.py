@@ -1,0 +1,95 @@
+"""Samples of every modality from a model in training: files in the run, and TensorBoard.
+
+For each modality the first few held-out documents in which the assistant writes that modality:
+the prompt is what comes before its turn. Greedy, so that samples of two steps compare.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omnijax import config as config_lib
+from omnijax import vocab as vocab_lib
+from omnijax.data import documents
+from omnijax.data.records import Records
+from omnijax.generate import command, decode, parse
+from omnijax.generate.engine import Goal
+from omnijax.generate.sample import Sampling, Setting
+from omnijax.model.transformer import Omni
+
+EACH = 2  # samples of each modality
+_MOST = Setting(temperature=0.0)
+GREEDY = Sampling(text=_MOST, image=_MOST, first_codebook=_MOST, acoustic=_MOST)
+_LOOK = 2000  # documents looked through for them
+
+
+def write(run: config_lib.Run, vocab: vocab_lib.Vocab, tokenizers: Any, model: Omni, step: int,
+          run_dir: Path, board: Any) -> Path:
+  """Writes run_dir/samples/STEP/{text.txt, image_0.png, audio_0.wav, ...}; returns the folder.
+
+  Args:
+    model: the weights to sample from, on the current mesh.
+    step: finished steps, in the folder's name.
+    board: a TensorBoard writer.
+  """
+  out = run_dir / "samples" / f"{step:07d}"
+  out.mkdir(parents=True, exist_ok=True)
+  generator = decode.Generator(model, vocab, run.data, tokenizers,
+                               max_positions=min(run.data.positions, 512), max_batch=EACH)
+  render = lambda parts: documents.render(parts, documents.PLAIN, False, run.data, vocab)
+  for name, prompts in _prompts(run).items():
+    if not prompts:
+      continue
+    streams = generator.engine.write([render(p) for p in prompts], [Goal(to=name)] * len(prompts),
+                                     sampling=GREEDY, seed=0)
+    answers = generator.decode([parse.parts(s, generator.engine.layout) for s in streams])
+    for i, answer in enumerate(answers):
+      about = {"prompt": _describe(prompts[i], tokenizers.text), "step": str(step)}
+      _store(out, board, f"{name}_{i}", answer, about, tokenizers.audio.sample_rate, step)
+  return out
+
+
+def _prompts(run: config_lib.Run) -> dict[str, list[list[documents.Part]]]:
+  """By modality, prompts that end where the assistant's turn begins."""
+  found: dict[str, list[list[documents.Part]]] = {name: [] for name in vocab_lib.MODALITIES}
+  turn = documents.Part(vocab_lib.TEXT, documents.ASSISTANT, np.zeros(0, np.int32))
+  for parts in _documents(run):
+    first = next((i for i, p in enumerate(parts) if p.role == documents.ASSISTANT), None)
+    if first:
+      mine = found[vocab_lib.MODALITIES[parts[first].kind]]
+      if len(mine) < EACH:
+        mine.append([*parts[:first], turn])
+  return found
+
+
+def _documents(run: config_lib.Run) -> Iterator[list[documents.Part]]:
+  """Held-out documents where there are some, otherwise those of training, as rendered."""
+  for name in run.data.heldout or run.data.sources:
+    records = Records(name)
+    for i in range(min(len(records), _LOOK)):
+      allows = documents.allowed(records.counts[i : i + 1])[0]
+      task = int(np.flatnonzero(allows)[-1])  # plain only where nothing else is possible
+      yield documents.arrange(records.read(i), task, False)
+
+
+def _describe(parts: list[documents.Part], text: Any) -> str:
+  said = [text.decode(p.codes.tolist()) if p.kind == vocab_lib.TEXT
+          else f"({vocab_lib.MODALITIES[p.kind]})" for p in parts]
+  return " ".join(s for s in said if s)
+
+
+def _store(out: Path, board: Any, name: str, answer: decode.Output, about: dict[str, str],
+           sample_rate: int, step: int) -> None:
+  told = answer.monologue or answer.text
+  if told is not None:
+    with (out / "text.txt").open("a", encoding="utf-8") as file:
+      file.write(f"{name}: {about['prompt']} -> {told}\n")
+    board.add_text(name, f"{about['prompt']} -> {told}", step)
+  if answer.image is not None:
+    command.write_png(out / f"{name}.png", answer.image, about)
+    board.add_image(name, answer.image, step, dataformats="HWC")
+  if answer.audio is not None:
+    command.write_wav(out / f"{name}.wav", answer.audio, sample_rate, about)
+    board.add_audio(name, answer.audio[None], step, sample_rate)

@@ -1,0 +1,156 @@
+"""What a step tells about itself: losses, honest FLOPs, rates; and where it is written."""
+
+import functools
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from omnijax import config as config_lib
+from omnijax import vocab as vocab_lib
+
+# Dense bfloat16 peaks in FLOP/s per device, from the vendors' data sheets.
+_PEAK = {"TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5": 459e12,
+         "TPU v5p": 459e12, "TPU v6 lite": 918e12, "TPU v6e": 918e12,
+         "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12}
+
+
+def losses(sums: dict[str, Any], dens: dict[str, Any], prefix: str = "loss/"
+           ) -> dict[str, float | None]:
+  """Mean nats per target of each modality; None for a modality without targets."""
+  text = (sums["text"], dens["text"])
+  out = {"text": text, "image": (sums["image"], dens["image"]),
+         "audio": (np.sum(sums["audio"]), np.sum(dens["audio"])),
+         "first_codebook": (sums["audio"][0], dens["audio"][0]),
+         "monologue_pad": (sums["monologue_pad"], dens["monologue_pad"])}
+  return {prefix + k: float(n / d) if d > 0 else None for k, (n, d) in out.items()}
+
+
+def physical(values: dict[str, float | None], *, codebooks: int, frame_rate: float,
+             bytes_per_piece: float, pixels_per_code: int, prefix: str = "loss/"
+             ) -> dict[str, float]:
+  """The losses in bits per byte of text, per pixel, and per second of audio."""
+  scales = {"text": ("bits_per_byte", 1 / bytes_per_piece),
+            "image": ("bits_per_pixel", 1 / pixels_per_code),
+            "audio": ("bits_per_second", codebooks * frame_rate)}
+  base = prefix.removesuffix("loss/")
+  return {base + unit: values[prefix + k] / np.log(2) * scale
+          for k, (unit, scale) in scales.items() if values[prefix + k] is not None}
+
+
+def bytes_per_piece(text: Any, vocab: vocab_lib.Vocab, batch: dict[str, np.ndarray] | None
+                    ) -> float:
+  """Mean UTF-8 bytes of the text pieces in a batch, or of the whole vocabulary without one."""
+  table = _piece_bytes(text)
+  if batch is None:
+    return float(table.mean())
+  ids = batch["main"][vocab_lib.block_of(vocab, batch["main"]) == 1] - vocab.text_start
+  return float(table[ids].mean()) if ids.size else float(table.mean())
+
+
+@functools.lru_cache(maxsize=4)
+def _piece_bytes(text: Any) -> np.ndarray:
+  return np.array([max(len(text.decode([i]).encode()), 1) for i in range(text.size)])
+
+
+def model_flops(cfg: config_lib.Model, vocab: vocab_lib.Vocab, batch: dict[str, np.ndarray]
+                ) -> dict[str, float]:
+  """FLOPs that a step on this batch must do, forward and backward, by component.
+
+  Counts a multiply and an add as two, matmuls only, padding not at all, attention once per
+  causal pair within a segment, the depth transformer once per frame. Recomputation is not
+  counted (model FLOPs, as in PaLM's MFU).
+  """
+  segment_BS = batch["segment"]
+  positions = int((segment_BS > 0).sum())
+  width = int(segment_BS.max()) + 1
+  flat = segment_BS.astype(np.int64) + width * np.arange(len(segment_BS))[:, None]
+  lengths = np.bincount(flat[segment_BS > 0])
+  pairs = float((lengths * (lengths + 1) / 2).sum())
+  frames = int((batch["frame_at"] < segment_BS.shape[1]).sum())
+  heads = cfg.heads * cfg.head_dim
+  layer = cfg.dim * (2 * heads + 2 * cfg.kv_heads * cfg.head_dim + 3 * cfg.mlp)
+  Q, E = vocab.codebooks, cfg.depth_dim
+  depth_layer = Q * E * (4 * E + 3 * cfg.depth_mlp) + Q * Q * E  # the last: causal pairs
+  depth = (Q * cfg.dim * E + cfg.dim * E + cfg.depth_layers * depth_layer + Q * E * vocab.audio)
+  return {"trunk": 6.0 * positions * cfg.layers * layer,
+          "attention": 12.0 * pairs * cfg.layers * heads,
+          "head": 6.0 * positions * cfg.dim * vocab.size,
+          "depth": 6.0 * frames * depth}
+
+
+def peak_flops() -> float:
+  """Peak FLOP/s of this host's devices: from data sheets, or measured by a matmul on a CPU.
+
+  All CPU "devices" of a process share its cores, so a CPU is counted once.
+  """
+  kind = jax.local_devices()[0].device_kind
+  known = [v for k, v in sorted(_PEAK.items(), key=lambda kv: -len(kv[0])) if kind.startswith(k)]
+  if known:
+    return known[0] * jax.local_device_count()
+  n = 1024
+  with jax.default_device(jax.local_devices()[0]), jax.set_mesh(jax.make_mesh(
+      (1,), ("one",), devices=jax.local_devices()[:1])):
+    a = jnp.ones((n, n), jnp.float32)
+    f = jax.jit(lambda a: a @ a)
+    best = float("inf")
+    f(a).block_until_ready()
+    for _ in range(8):
+      start = time.perf_counter()
+      f(a).block_until_ready()
+      best = min(best, time.perf_counter() - start)
+  return 2 * n**3 / best
+
+
+class Writer:
+  """Appends a run's metrics to metrics.jsonl and to TensorBoard event files."""
+
+  def __init__(self, run_dir: Path, resume_step: int):
+    self._path = run_dir / "metrics.jsonl"
+    _forget_after(self._path, resume_step)
+    self._file = self._path.open("a")
+    self._board = SummaryWriter(str(run_dir / "tensorboard"), flush_secs=10,
+                                purge_step=resume_step)
+
+  def write(self, step: int, values: dict[str, Any]) -> None:
+    """One line per step; the file is readable at any time."""
+    self._file.write(json.dumps({"step": step, **values}) + "\n")
+    self._file.flush()
+    for key, value in values.items():
+      if value is not None:
+        self._board.add_scalar(key, value, step)
+
+  @property
+  def board(self) -> SummaryWriter:
+    """For texts, images and sounds."""
+    return self._board
+
+  def close(self) -> None:
+    self._file.close()
+    self._board.close()
+
+
+def _forget_after(path: Path, step: int) -> None:
+  """Drops lines of steps that will be run again, and a last line cut by a crash."""
+  if not path.exists():
+    return
+  keep = []
+  for line in path.read_text().splitlines():
+    try:
+      if json.loads(line)["step"] < step:
+        keep.append(line)
+    except json.JSONDecodeError:
+      continue
+  part = path.with_suffix(".part")
+  part.write_text("".join(line + "\n" for line in keep))
+  part.replace(path)
+
+
+def read(run_dir: Path) -> list[dict[str, Any]]:
+  """All lines of a run's metrics."""
+  return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,133 @@
+"""Packing, causality, grouped queries, rotary positions: the model against statements of it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from flax import nnx
+
+from omnijax import sharding
+from omnijax.kernels.attention import attention
+from omnijax.model import rope
+from omnijax.model.transformer import Omni
+
+_forward = jax.jit(lambda model, batch: model(batch))
+
+
+def forward(model, batch):
+  return jax.device_get(_forward(model, sharding.place(batch)))
+
+
+@pytest.fixture
+def model(mesh):
+  # Bigger weights than at birth, so that a leak of one position into another is loud.
+  small = Omni(tiny.MODEL, tiny.VOCAB, sharding.RULES, rngs=nnx.Rngs(1))
+  return jax.tree.map(lambda x: x * 2, small)
+
+
+def documents(seed, n=4):
+  r = np.random.default_rng(seed)
+  docs = [tiny.streams(r) for _ in range(60)]
+  short = [d for d in docs if len(d.main) <= 16 and len(d.frame_at) <= 8]
+  speech = next(d for d in short if d.frame_weight.any())
+  image = next(d for d in short if (d.modality == 1).any() and d is not speech)
+  others = [d for d in short if d is not speech and d is not image]
+  return [speech, image, *others][:n]
+
+
+def test_packed_logits_are_those_of_each_document_alone(model):
+  docs = documents(0)
+  rows = tiny.pack([docs])
+  main, frames = forward(model, rows)
+  alone_main, alone_frames = forward(model, tiny.pack([[d] for d in docs]))
+  at, frame = 0, 0
+  for i, d in enumerate(docs):
+    n, m = len(d.main), len(d.frame_at)
+    np.testing.assert_allclose(main[0, at : at + n], alone_main[i, :n], atol=1e-4)
+    np.testing.assert_allclose(frames[0, frame : frame + m], alone_frames[i, :m], atol=1e-4)
+    at, frame = at + n, frame + m
+  assert np.abs(main[0, :8] - main[0, at - 8 : at]).max() > 0.1
+
+
+def test_a_token_changes_only_what_comes_later_in_its_document(model):
+  docs = documents(1)
+  batch = tiny.pack([docs])
+  start = len(docs[0].main)
+  changed = start + 3
+  other = {k: v.copy() for k, v in batch.items()}
+  other["main"][0, changed] ^= 1
+  before, after = forward(model, batch)[0][0], forward(model, other)[0][0]
+  differs = np.abs(before - after).max(-1) > 1e-6
+  end = start + len(docs[1].main)
+  assert not differs[:changed].any() and not differs[end:].any()
+  assert differs[changed:end].all()
+
+
+def test_a_code_changes_only_later_codebooks_and_later_positions(model):
+  docs = documents(2)
+  batch = tiny.pack([docs])
+  f = int(np.flatnonzero(batch["frame_weight"][0, :, 1])[1])
+  at = batch["frame_at"][0, f]
+  other = {k: v.copy() for k, v in batch.items()}
+  other["frames"][0, f, 1] = (batch["frames"][0, f, 1] + 1) % tiny.VOCAB.audio
+  (main, codes), (main2, codes2) = forward(model, batch), forward(model, other)
+  differs = np.abs(codes - codes2).max(-1)[0] > 1e-6
+  assert not differs[:f].any() and not differs[f, :2].any() and differs[f, 2]
+  moved = np.abs(main - main2).max(-1)[0] > 1e-6
+  end = len(docs[0].main)
+  assert not moved[:at].any() and moved[at:end].all() and not moved[end:].any()
+
+
+def test_listening_is_heard_but_not_scored(model):
+  docs = documents(3)
+  batch = tiny.pack([docs])
+  Q = tiny.VOCAB.codebooks
+  other = {k: v.copy() for k, v in batch.items()}
+  other["frames"][0, 1, Q] = (batch["frames"][0, 1, Q] + 1) % tiny.VOCAB.audio
+  (main, codes), (main2, codes2) = forward(model, batch), forward(model, other)
+  assert np.abs(main - main2).max() > 1e-3
+  assert np.abs(codes[0, 1] - codes2[0, 1]).max() < 1e-6
+
+
+def test_attention_against_numpy():
+  r = np.random.default_rng(0)
+  q, k, v = (r.normal(size=(2, 6, n, 4)).astype(np.float32) for n in (4, 2, 2))
+  segment = np.array([[1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 1, 1]], np.int32)
+  out = attention(q, k, v, segment_BT=segment, key_segment_BS=segment, first_B=jnp.zeros(2, int))
+  for b in range(2):
+    for n in range(4):
+      for t in range(6):
+        keys = [s for s in range(t + 1) if segment[b, s] == segment[b, t]]
+        score = np.array([q[b, t, n] @ k[b, s, n // 2] for s in keys]) / 2.0
+        p = np.exp(score - score.max())
+        want = (p / p.sum()) @ np.stack([v[b, s, n // 2] for s in keys])
+        np.testing.assert_allclose(out[b, t, n], want, atol=1e-5)
+
+
+def test_rotary_scores_depend_on_differences_on_each_axis():
+  r = np.random.default_rng(0)
+  x, y = r.normal(size=(2, 1, 1, 1, 16)).astype(np.float32)
+
+  def score(a, b):
+    turned = []
+    for v, p in ((x, a), (y, b)):
+      cos, sin = rope.angles(jnp.array([[p]]), 16, 100.0, (2, 1, 1))
+      turned.append(rope.rotate(v, cos, sin))
+    return float((turned[0] * turned[1]).sum())
+
+  same = score((5, 2, 3), (7, 1, 1))
+  np.testing.assert_allclose(same, score((15, 22, 8), (17, 21, 6)), atol=1e-4)
+  for other in ((8, 1, 1), (7, 2, 1), (7, 1, 2)):
+    assert abs(score((5, 2, 3), other) - same) > 1e-3
+
+
+def test_bfloat16_is_near_float32(mesh):
+  batch = tiny.batch(0, rows=2)
+  cfg = dataclasses.replace(tiny.MODEL, dtype="bfloat16")
+  half, full = (Omni(c, tiny.VOCAB, sharding.RULES, rngs=nnx.Rngs(1)) for c in (cfg, tiny.MODEL))
+  a, b = forward(half, batch)[0], forward(full, batch)[0]
+  assert a.dtype == jnp.float32
+  assert 0 < np.abs(a - b).max() < 0.2

@@ -1,0 +1,64 @@
+"""The loss against a statement of it in numpy, target by target."""
+
+import jax
+import numpy as np
+import tiny
+from flax import nnx
+
+from omnijax import config, sharding
+from omnijax import vocab as vocab_lib
+from omnijax.model.transformer import Omni
+from omnijax.train import loss as loss_lib
+
+
+def log_softmax(x):
+  x = x - x.max(-1, keepdims=True)
+  return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def test_loss_is_the_weighted_sum_over_targets(mesh):
+  model = Omni(tiny.MODEL, tiny.VOCAB, sharding.RULES, rngs=nnx.Rngs(0))
+  batch = tiny.batch(3, rows=4)
+  cfg = config.Loss(text=1.0, monologue_pad=0.5, image=0.7, first_codebook=3.0, acoustic=0.2,
+                    z=0.0)
+  main, frames = (np.asarray(x, np.float64) for x in jax.jit(lambda m, b: m(b))(model, sharding.place(batch)))
+  nats, weight, seen = 0.0, 0.0, set()
+  for b in range(4):
+    for t in range(1, tiny.DATA.positions):
+      if batch["segment"][b, t] == 0 or batch["segment"][b, t] != batch["segment"][b, t - 1]:
+        continue
+      modality, token = batch["modality"][b, t], batch["main"][b, t]
+      if modality == vocab_lib.IMAGE:
+        part = 0.7
+      else:
+        part = 0.5 if modality == vocab_lib.AUDIO and token == vocab_lib.PAD else 1.0
+      seen.add((int(modality), part))
+      w = part * batch["weight"][b, t]
+      nats -= w * log_softmax(main[b, t - 1])[token]
+      weight += w
+    for f, at in enumerate(batch["frame_at"][b]):
+      for q in range(3):
+        w = batch["frame_weight"][b, f, q] * (3.0 if q == 0 else 0.2)
+        if w:
+          nats -= w * log_softmax(frames[b, f, q])[batch["frames"][b, f, q]]
+          weight += w
+          seen.add(("codebook", q))
+        assert at < tiny.DATA.positions or w == 0
+  assert len(seen) == 7  # text, image, monologue word and pad, three codebooks
+  placed = sharding.place(batch)
+  sums, dens = loss_lib.numerators(model, placed), loss_lib.denominators(placed)
+  np.testing.assert_allclose(loss_lib.total(sums, dens, cfg), nats / weight, rtol=1e-5)
+
+
+def test_z_loss_is_the_squared_log_partition(mesh):
+  model = Omni(tiny.MODEL, tiny.VOCAB, sharding.RULES, rngs=nnx.Rngs(0))
+  batch = tiny.batch(4, rows=2)
+  placed = sharding.place(batch)
+  sums, dens = loss_lib.numerators(model, placed), loss_lib.denominators(placed)
+  plain, with_z = (float(loss_lib.total(sums, dens, config.Loss(z=z))) for z in (0.0, 0.1))
+  logits = np.asarray(model(placed)[0], np.float64)
+  t = loss_lib.targets(placed)
+  every = np.asarray(t["text"] + t["monologue_pad"] + t["image"])
+  log_z = np.log(np.exp(logits).sum(-1))
+  weight = float(dens["text"] + 0.5 * dens["monologue_pad"] + dens["image"] + dens["audio"].sum())
+  np.testing.assert_allclose(with_z - plain, 0.1 * (log_z**2 * every).sum() / weight, rtol=1e-4)

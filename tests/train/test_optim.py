@@ -1,0 +1,44 @@
+"""Every parameter has one role, and schedules have the shape they are named after."""
+
+import collections
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from flax import nnx
+
+from omnijax import checkpoint, config, sharding
+from omnijax.model.transformer import Omni
+from omnijax.train import optim
+
+
+def test_roles_of_all_parameters(mesh):
+  model = jax.eval_shape(lambda: Omni(tiny.MODEL, tiny.VOCAB, sharding.RULES, rngs=nnx.Rngs(0)))
+  by_role = collections.defaultdict(set)
+  for name, role in checkpoint.named(optim.roles(model)).items():
+    by_role[role].add(name)
+  assert by_role.keys() == {"matrix", "table", "gain"}
+  assert {n.rsplit(".", 1)[-1] for n in by_role["table"]} == {
+    "main_VD", "tag_MD", "code_GCD", "head_DV", "w_in_QDE", "w_main_DE", "code_QCE", "w_out_QEC"}
+  assert all("gain" in n for n in by_role["gain"]) and len(by_role["gain"]) == 10
+  assert len(by_role["matrix"]) == 14
+
+
+def test_muon_sees_matrices_as_inputs_by_outputs(mesh):
+  model = jax.eval_shape(lambda: Omni(tiny.MODEL, tiny.VOCAB, sharding.RULES, rngs=nnx.Rngs(0)))
+  dims = optim.muon_dims({"w_q_DNH": model.blocks.attn.w_q_DNH, "w_o_NHD": model.blocks.attn.w_o_NHD,
+                          "w_o_QNHE": model.depth.blocks.w_o_QNHE})
+  assert tuple(dims["w_q_DNH"]) == ((1,), (2, 3))
+  assert tuple(dims["w_o_NHD"]) == ((1, 2), (3,))
+  assert tuple(dims["w_o_QNHE"]) == ((2, 3), (4,))
+
+
+@pytest.mark.parametrize("kind,middle,end", [("cosine", 0.55, 0.1), ("wsd", 1.0, 0.1)])
+def test_schedules(kind, middle, end):
+  cfg = config.Optim(schedule=kind, warmup_steps=10, decay_fraction=0.2, final_lr=0.1)
+  lr = optim.schedule(cfg, 110, 1.0)
+  values = np.array([float(lr(i)) for i in range(111)])
+  assert (np.diff(values[:11]) > 0).all() and 0 < values[0] < values[10] == 1.0
+  np.testing.assert_allclose(values[60], middle, atol=0.01)
+  np.testing.assert_allclose(values[110], end, atol=0.01)

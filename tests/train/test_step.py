@@ -1,0 +1,72 @@
+"""The train step: the same on every mesh, for every split into micro-batches, compiled once."""
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from omnijax import checkpoint, config, sharding
+from omnijax.train import state as state_lib
+from omnijax.train import step as step_lib
+
+MESHES = [(1, 1, 1, 1, 1), (8, 1, 1, 1, 1), (1, 8, 1, 1, 1), (2, 2, 1, 1, 2), (1, 1, 1, 1, 2)]
+
+
+def train(shape, steps=3, **changes):
+  """Losses of the first steps, the final state's arrays, and how often the step compiled."""
+  run = tiny.run(mesh=config.Mesh(**dict(zip(sharding.AXES, shape, strict=True))), **changes)
+  mesh = sharding.make_mesh(run.mesh)
+  sharding.check_divides(run, mesh)
+  with jax.set_mesh(mesh):
+    state = state_lib.init(run, tiny.VOCAB)
+    step = step_lib.make_train_step(run)
+    losses = []
+    for i in range(steps):
+      state, metrics = step(state, sharding.place(tiny.batch(i)))
+      losses.append(float(metrics["loss"]))
+    arrays = {k: np.asarray(v) for k, v in checkpoint.named(state).items()}
+    return np.array(losses), arrays, step._cache_size()
+
+
+@pytest.fixture(scope="module")
+def reference():
+  return train(MESHES[0])
+
+
+@pytest.mark.parametrize("shape", MESHES[1:])
+def test_same_losses_on_every_mesh(shape, reference):
+  losses, _, compiled = train(shape)
+  np.testing.assert_allclose(losses, reference[0], atol=1e-4, rtol=0)
+  assert compiled == 1
+  assert reference[0][2] < reference[0][0] - 0.01  # it learns, so equality isn't trivial
+
+
+def test_micro_batches_add_up_to_the_batch(reference):
+  # Rows hold unequal numbers of targets, so that a mean of means would differ.
+  losses, arrays, compiled = train((2, 1, 1, 1, 1), optim={"accumulate": 4})
+  np.testing.assert_allclose(losses, reference[0], atol=1e-5, rtol=0)
+  assert compiled == 1
+  for name in ("model.head_DV", "model.depth.w_out_QEC"):
+    np.testing.assert_allclose(arrays[name], reference[1][name], atol=1e-4)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_nothing(remat, reference):
+  losses, _, _ = train((1, 1, 1, 1, 1), steps=2, model={"remat": remat})
+  np.testing.assert_allclose(losses, reference[0][:2], atol=1e-5, rtol=0)
+
+
+def test_muon_and_average_on_a_mesh():
+  changes = {"optim": {"kind": "muon", "ema": 0.5, "warmup_steps": 0, "peak_lr": 1e-2}}
+  one, arrays, _ = train((1, 1, 1, 1, 1), **changes)
+  many, sharded, compiled = train((2, 2, 1, 1, 2), **changes)
+  np.testing.assert_allclose(one, many, atol=1e-4, rtol=0)
+  assert compiled == 1
+  average = next(v for k, v in sharded.items() if "average" in k and k.endswith("head_DV"))
+  assert 0 < np.abs(average - sharded["model.head_DV"]).max() < 0.1
+  np.testing.assert_allclose(arrays["model.head_DV"], sharded["model.head_DV"], atol=1e-3)
+
+
+def test_seed_decides_the_first_state():
+  a, b = (train((1, 1, 1, 1, 1), steps=0, train={"seed": seed})[1] for seed in (0, 1))
+  assert np.abs(a["model.head_DV"] - b["model.head_DV"]).max() > 0.1
