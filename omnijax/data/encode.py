@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from omnijax import config as config_lib
 from omnijax.data.sources import Bad
 
 _BATCH = 64  # most images or recordings encoded together
@@ -85,15 +84,6 @@ class Tokenizers:
                       "codebooks": self.audio.codebooks, "frame_size": self.audio.frame_size,
                       "sample_rate": self.audio.sample_rate}
     return out
-
-
-def load(cfg: config_lib.Tokenizers) -> Tokenizers:
-  """Loads the text, image and audio tokenizers that a run names."""
-  # Here, so that reading records needs neither JAX nor SentencePiece.
-  from omnijax.tokenizers import audio, image, text
-  path = lambda value, module: module.DEFAULT if value == config_lib.PACKAGED else value
-  return Tokenizers(text.load(path(cfg.text, text)), image.load(path(cfg.image, image)),
-                    audio.load(path(cfg.audio, audio)))
 
 
 def images(tok: Image, stream: Iterable[np.ndarray | Bad]) -> list[np.ndarray | Bad]:

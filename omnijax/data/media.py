@@ -70,7 +70,7 @@ def _watch_parent() -> None:
   threading.Thread(target=wait, daemon=True).start()
 
 
-def decode_image(path: str, *, root: str, channels: int, downsample: int) -> np.ndarray | Bad:
+def decode_image(root: str, path: str, channels: int, downsample: int) -> np.ndarray | Bad:
   """Pixels uint8 [h, w, channels] of root/path, laid on white; sides must divide."""
   import PIL.Image
   import PIL.ImageOps
@@ -109,7 +109,7 @@ def _pixels(image: Any, channels: int) -> np.ndarray:
   return np.asarray(image).reshape(image.height, image.width, channels)
 
 
-def decode_audio(path: str, *, root: str, sample_rate: int) -> np.ndarray | Bad:
+def decode_audio(root: str, path: str, sample_rate: int) -> np.ndarray | Bad:
   """The sound of root/path as float32 [samples], mixed down and resampled to `sample_rate`."""
   import soundfile
   import soxr

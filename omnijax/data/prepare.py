@@ -201,10 +201,10 @@ def _decoder(job: _Job, kind: int) -> media.Decode:
   image, audio = job.tokenizers.image, job.tokenizers.audio
   if kind == vocab_lib.IMAGE:
     assert image is not None
-    return functools.partial(media.decode_image, root=root, channels=image.channels,
+    return functools.partial(media.decode_image, root, channels=image.channels,
                              downsample=image.downsample)
   assert audio is not None
-  return functools.partial(media.decode_audio, root=root, sample_rate=audio.sample_rate)
+  return functools.partial(media.decode_audio, root, sample_rate=audio.sample_rate)
 
 
 def _advancing(job: _Job, task: Any, stream: Iterable[Any]) -> Iterator[Any]:

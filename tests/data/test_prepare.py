@@ -271,7 +271,7 @@ def test_images_of_every_mode_become_what_they_look_like(tmp_path):
 
   def pixels(image, channels=3):
     image.save(path)
-    return media.decode_image("x.png", root=str(tmp_path), channels=channels, downsample=4)[0, 0]
+    return media.decode_image(str(tmp_path), "x.png", channels, 4)[0, 0]
 
   new = PIL.Image.new
   assert pixels(new("RGB", (4, 4), (1, 2, 3))).tolist() == [1, 2, 3]
@@ -288,7 +288,7 @@ def test_audio_is_mixed_down_and_resampled(tmp_path):
   time_s = np.arange(44_100) / 44_100
   left = 0.5 * np.sin(2 * np.pi * 440 * time_s)
   soundfile.write(tmp_path / "x.wav", np.stack([left, 0 * left], 1), 44_100, subtype="FLOAT")
-  wave = media.decode_audio("x.wav", root=str(tmp_path), sample_rate=16_000)
+  wave = media.decode_audio(str(tmp_path), "x.wav", 16_000)
   assert wave.dtype == np.float32 and len(wave) == 16_000
   want = 0.25 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)
   np.testing.assert_allclose(wave[500:-500], want[500:-500], atol=2e-3)
