@@ -45,3 +45,11 @@ def empty(model: Omni, *, rows: int, positions: int) -> State:
 def reset(state: State, mask_B: jax.Array) -> State:
   """Empties the masked rows; what their cache holds is never seen again."""
   return dataclasses.replace(state, length_B=jnp.where(mask_B, 0, state.length_B))
+
+
+@functools.partial(jax.jit, static_argnames="positions")
+def grow(state: State, *, positions: int) -> State:
+  """The same streams in a larger cache."""
+  more = positions - state.positions
+  pad = lambda x_LBSKH: jnp.pad(x_LBSKH, ((0, 0), (0, 0), (0, more), (0, 0), (0, 0)))
+  return dataclasses.replace(state, cache=Cache(*map(pad, state.cache)))

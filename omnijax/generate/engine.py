@@ -24,37 +24,41 @@ To = Literal["text", "image", "audio", "any"]
 _START = {"text": grammar.FIRST, "image": grammar.ROWS, "audio": grammar.OPEN,
           "any": grammar.TEXT}
 _PIECE = 32  # positions of a prompt that are run together
-_BUCKETS = (64, 96)  # caches have one of these sizes, times a power of two
+_LEAST = 64  # positions of the smallest cache; others are this times a power of two
+_AHEAD = 48  # positions that a cache has room for beyond the prompt, to begin with
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Goal:
-  """What to write after a prompt: one output of this kind, or any mix that the model likes."""
+  """What to write after a prompt: one output of a kind, or ("any") what the model likes."""
 
   to: To
   grid: tuple[int, int] | None = None  # size of images in codes; None leaves it to the model
-  max_new: int = 256  # most positions, but for an image of given size, which takes what it takes
+  max_new: int = 256  # most positions of text and speech; images take what they take
+
+  def __post_init__(self) -> None:
+    if self.to not in _START:
+      raise ValueError(f"output {self.to!r} is unknown; use one of {', '.join(_START)}.")
+    if self.max_new < 1:
+      raise ValueError(f"max_new is {self.max_new}; it must be 1 or more.")
 
   def positions(self, layout: Layout, room: int) -> int:
-    """Positions to reserve, the end of the turn included, given room for so many.
+    """Positions that the turn may take, its end included, where there is room for so many.
 
     Raises:
       ValueError: the room, or max_new, is too little for the shortest such output.
     """
-    if self.to not in _START:
-      raise ValueError(f"output {self.to!r} is unknown; use one of {sorted(_START)}.")
     h, w = self.grid or (1, 1)
     least = {"text": 2, "any": 2, "image": 3 + h * w, "audio": layout.shortest_speech + 1}[self.to]
-    given = self.max_new + 1
-    if self.to == "image":
-      given = least if self.grid else room
-    if given < least:
-      raise ValueError(f"max_new is {self.max_new}; {self.to} output takes at least "
-                       f"{least - 1} positions: raise max_new.")
     if room < least:
-      raise ValueError(f"the prompt leaves room for {room} positions, and {self.to} output takes "
-                       f"{least} with its end; raise max_positions or shorten the prompt.")
-    return min(given, room)
+      raise ValueError(f"the prompt leaves {max(room, 0)} positions, and {self.to} output takes "
+                       f"at least {least}; raise max_positions or shorten the prompt.")
+    if self.to == "image":
+      return least if self.grid else room
+    if self.max_new + 1 < least:
+      raise ValueError(f"max_new is {self.max_new}, and {self.to} output takes at least "
+                       f"{least - 1} positions; raise max_new.")
+    return min(self.max_new + 1, room)
 
 
 class Engine:
@@ -106,11 +110,14 @@ class Engine:
     longest = [max(len(r[i].main) - 1 for r in rows) for i in range(n)]
     limits = [g.positions(self.layout, self.max_positions - length)
               for g, length in zip(goals, longest, strict=True)]
-    S = self._bucket(max(a + b for a, b in zip(longest, limits, strict=True)))
+    # The cache starts small and grows when it is full: most turns end long before their limit.
+    S = _bucket(max(length + (limit if goal.grid else min(limit, _AHEAD))
+                    for length, limit, goal in zip(longest, limits, goals, strict=True)))
     B = self._ways
     while B < n:
       B *= 2
     every = [r[i] for i in range(n) for r in rows]  # rows of a pair are neighbours
+    written = []
     with jax.set_mesh(self.mesh):
       state = cache.empty(self.model, rows=B * copies, positions=S)
       for piece in _pieces(every, B * copies, self.layout):
@@ -120,15 +127,17 @@ class Engine:
                        **sharding.place(turn), key=jax.random.key(seed),
                        setting_K3=jnp.asarray(sampling.table(), jnp.float32),
                        guidance=jnp.float32(guidance))
-      _, turn, written = step.run(self.model, state, turn, layout=self.layout,
-                                  guided=copies == 2)
-      written = jax.device_get(written)
-    return [_streams(written, i * copies, self.layout) for i in range(n)]
-
-  def _bucket(self, positions: int) -> int:
-    """The smallest size of cache that holds so many positions."""
-    sizes = [b << k for k in range(24) for b in _BUCKETS]
-    return min(s for s in sizes if s >= positions)
+      while True:
+        state, turn, part = step.run(self.model, state, turn, layout=self.layout,
+                                     guided=copies == 2)
+        phase_B, part = jax.device_get((turn.grammar.phase_B, part))
+        written.append(part)
+        if (phase_B == grammar.DONE).all():
+          break
+        S = _bucket(S + 1)
+        state = cache.grow(state, positions=S)
+    whole = step.Written(*(np.concatenate(x) for x in zip(*written, strict=True)))
+    return [_streams(whole, i * copies, self.layout) for i in range(n)]
 
   def _turn(self, prompts: list[Streams], goals: Sequence[Goal], limits: Sequence[int], B: int,
             copies: int, first: int) -> dict:
@@ -155,6 +164,14 @@ class Engine:
                 row_B=np.repeat(first + np.arange(B, dtype=np.int32), copies))
 
 
+def _bucket(positions: int) -> int:
+  """The smallest size of cache that holds so many positions."""
+  S = _LEAST
+  while S < positions:
+    S *= 2
+  return S
+
+
 def _pieces(prompts: list[Streams], B: int, layout: Layout) -> list[dict[str, np.ndarray]]:
   """Prompts without their final EOS, right-padded, cut into pieces of one length."""
   T, Q = _PIECE, layout.vocab.codebooks
@@ -178,11 +195,11 @@ def _pieces(prompts: list[Streams], B: int, layout: Layout) -> list[dict[str, np
 
 def _streams(written: step.Written, row: int, layout: Layout) -> Streams:
   """What one row wrote, as a rendered document."""
-  n = int(written.wrote_B[:, row].sum())
-  modality = written.modality_B[:n, row].astype(np.int8)
+  wrote = written.wrote_B[:, row]
+  main, modality, position, codes = (x[wrote, row] for x in written[:4])
   frame_at = np.flatnonzero(modality == vocab_lib.AUDIO).astype(np.int32)
-  codes = written.codes_BQ[:n, row][frame_at]
+  codes = codes[frame_at]
   nothing = np.full_like(codes, layout.vocab.no_code)
-  return Streams(written.main_B[:n, row], modality, written.position_B3[:n, row],
-                 np.ones(n, np.float32), frame_at, np.concatenate([codes, nothing], 1),
+  return Streams(main, modality.astype(np.int8), position, np.ones(len(main), np.float32),
+                 frame_at, np.concatenate([codes, nothing], 1),
                  (codes != layout.vocab.no_code).astype(np.float32))

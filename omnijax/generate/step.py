@@ -114,11 +114,10 @@ def step(model: Omni, state: State, turn: Turn, *, layout: Layout, guided: bool
 @functools.partial(jax.jit, donate_argnames="state", static_argnames=("layout", "guided"))
 def run(model: Omni, state: State, turn: Turn, *, layout: Layout, guided: bool
         ) -> tuple[State, Turn, Written]:
-  """Steps until every row is done, in one loop on the device.
+  """Steps until every row is done, or the cache of one that isn't is full, in one device loop.
 
   Returns:
-    The state, the turn, and what was written with a leading dim of N = S steps, in which a row
-    writes from its first step on, without gaps.
+    The state, the turn, and what was written, with a leading dim of N = S steps.
   """
   take = lambda state, turn: step(model, state, turn, layout=layout, guided=guided)
   shapes = jax.eval_shape(take, state, turn)[2]
@@ -127,8 +126,9 @@ def run(model: Omni, state: State, turn: Turn, *, layout: Layout, guided: bool
                                out_sharding=jax.P(None, *x.sharding.spec))
 
   def unfinished(carry) -> jax.Array:
-    i, (_, turn, _) = carry
-    return (i < N) & jnp.any(turn.grammar.phase_B != grammar.DONE)
+    _, (state, turn, _) = carry
+    active_B = turn.grammar.phase_B != grammar.DONE
+    return jnp.any(active_B) & ~jnp.any(active_B & (state.length_B >= N))
 
   def body(carry):
     i, (state, turn, records) = carry
