@@ -10,9 +10,9 @@ from omnijax.tokenizers import text
 
 SENTENCES = ["one two three", "press one to hear the menu", "press two to leave", "goodbye",
              "enter the number of your account", "please hold while I try that extension"] * 50
-HARD = ["", " ", "  a", "a  ", "a   b", "\n", "a\n\nb\t\r\n", "a\0b", "\0", "\u2581", "\u2581 \u2581x",
-        "\U0001f600 \U0001f469\u200d\U0001f467", "e\u0301 \u00e9", "\ufeffx", "\ufb01 \u2460 \uff21",
-        "<0x41>", "<unk>", "\u0bf5\U00010348\uffff", "12345 007"]
+HARD = ["", " ", "  a", "a  ", "a   b", "\n", "a\n\nb\t\r\n", "a\0b", "\0", "\u2581",
+        "\u2581 \u2581x", "\U0001f600 \U0001f469\u200d\U0001f467", "e\u0301 \u00e9", "\ufeffx",
+        "\ufb01 \u2460 \uff21", "<0x41>", "<unk>", "\u0bf5\U00010348\uffff", "12345 007"]
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_ids_outside_are_named(packaged, ids):
 def test_bad_input_is_named(packaged, corpus, tmp_path):
   with pytest.raises(ValueError, match=r"'\\ud800' at 1"):
     packaged.encode("a\ud800")
-  with pytest.raises(ValueError, match="tokenizer.model|config.json"):
+  with pytest.raises(ValueError, match=r"config\.json is missing"):
     text.load(tmp_path)
   with pytest.raises(ValueError, match="size=100"):
     text.train([corpus], tmp_path / "t", size=100)
@@ -114,7 +114,7 @@ def test_bad_input_is_named(packaged, corpus, tmp_path):
     text.train([corpus], tmp_path / "t", size=5000)
   with pytest.raises(ValueError, match="kind='word'"):
     text.train([corpus], tmp_path / "t", size=290, kind="word")  # type: ignore[arg-type]
-  with pytest.raises(ValueError, match="absent.txt"):
+  with pytest.raises(ValueError, match=r"absent\.txt"):
     text.train([tmp_path / "absent.txt"], tmp_path / "t", size=290)
   empty = tmp_path / "empty.txt"
   empty.write_text("\n \n")
@@ -122,6 +122,6 @@ def test_bad_input_is_named(packaged, corpus, tmp_path):
     text.train([empty], tmp_path / "t", size=290)
   latin = tmp_path / "latin.txt"
   latin.write_bytes(b"caf\xe9")
-  with pytest.raises(ValueError, match="latin.txt"):
+  with pytest.raises(ValueError, match=r"latin\.txt"):
     text.train([latin], tmp_path / "t", size=290)
   assert not (tmp_path / "t").exists()
