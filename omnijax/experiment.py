@@ -7,6 +7,7 @@ import importlib.util
 import io
 import re
 import sys
+import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,23 +23,32 @@ def load(path: Path) -> config_lib.Run:
   Raises:
     ValueError: no such file, no `run` in it, or `run()` doesn't return a Run.
   """
+  run = module(path).run()
+  if not isinstance(run, config_lib.Run):
+    raise ValueError(f"run() of {path} returned {type(run).__name__}; wanted omnijax.config.Run.")
+  return run
+
+
+def module(path: Path) -> types.ModuleType:
+  """An experiment file as a module, which has a function `run`.
+
+  Raises:
+    ValueError: no such file, or no `run` in it.
+  """
   if not path.is_file():
     raise ValueError(f"there is no experiment file {path}; wanted a Python file with "
                      "`run() -> omnijax.config.Run`, such as experiments/quickstart.py.")
   spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
   if spec is None or spec.loader is None:
     raise ValueError(f"{path} is no Python file; wanted one with `run() -> omnijax.config.Run`.")
-  module = importlib.util.module_from_spec(spec)
+  loaded = importlib.util.module_from_spec(spec)
   # An experiment may import the ones beside it, by either name. Last, so that it hides nothing.
   folder = path.resolve().parent
   sys.path += [str(p) for p in (folder, folder.parent) if str(p) not in sys.path]
-  spec.loader.exec_module(module)
-  if not callable(getattr(module, "run", None)):
+  spec.loader.exec_module(loaded)
+  if not callable(getattr(loaded, "run", None)):
     raise ValueError(f"{path} has no function `run`; wanted `run() -> omnijax.config.Run`.")
-  run = module.run()
-  if not isinstance(run, config_lib.Run):
-    raise ValueError(f"run() of {path} returned {type(run).__name__}; wanted omnijax.config.Run.")
-  return run
+  return loaded
 
 
 def override(default: T, arguments: Sequence[str], prog: str) -> T:

@@ -28,7 +28,7 @@ class Curve(NamedTuple):
   colour: str
   x: Sequence[float]
   y: Sequence[float | None]
-  smooth: bool = True  # the raw points faintly, and their running mean
+  smooth: bool = True  # the raw points faintly, and their local mean
 
 
 def lines(curves: Sequence[Curve], *, title: str, x_label: str, y_label: str,
@@ -37,7 +37,7 @@ def lines(curves: Sequence[Curve], *, title: str, x_label: str, y_label: str,
 
   Axes carry the units; `title` is read out by screen readers together with the last values.
   """
-  W, H, left, right, top, bottom = 440, 230, 52, 12, 12, 38
+  W, H, left, right, top, bottom = 360, 210, 50, 10, 10, 38
   kept = [(c, *_thin(c)) for c in curves]
   kept = [k for k in kept if len(k[1])]
   if not kept:
@@ -58,7 +58,8 @@ def lines(curves: Sequence[Curve], *, title: str, x_label: str, y_label: str,
   said = []
   for curve, x, y, mean in kept:
     if curve.smooth and len(x) > 8:
-      out.append(f'<path class="raw" style="stroke:var({curve.colour})" d="{_path(px(x), py(y))}"/>')
+      out.append(f'<path class="raw" style="stroke:var({curve.colour})" '
+                 f'd="{_path(px(x), py(y))}"/>')
     shown = mean if curve.smooth else y
     out.append(f'<path class="line" style="stroke:var({curve.colour})" '
                f'd="{_path(px(x), py(shown))}"><title>{html.escape(curve.label)}</title></path>')
@@ -80,18 +81,17 @@ def legend(entries: Sequence[tuple[str, str]]) -> str:
 
 
 def _thin(curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """x, y and running mean of a curve, at most _POINTS of them, by means of neighbours."""
+  """x, y and smoothed y of a curve, at most _POINTS of them, each a mean of neighbours."""
   pairs = [(x, y) for x, y in zip(curve.x, curve.y, strict=True)
            if y is not None and math.isfinite(y)]
   if not pairs:
     return np.zeros(0), np.zeros(0), np.zeros(0)
   x, y = np.array(pairs, np.float64).T
-  # A window that looks back over a twentieth of the run, shorter at its beginning.
-  window = max(1, len(y) // 20)
+  # A window about each point, narrower near both ends, so that it neither lags nor leans.
+  at = np.arange(len(y))
+  half = np.minimum(np.minimum(at, len(y) - 1 - at), len(y) // 40)
   total = np.concatenate([[0.0], np.cumsum(y)])
-  end = np.arange(1, len(y) + 1)
-  start = np.maximum(0, end - np.minimum(window, end))
-  mean = (total[end] - total[start]) / (end - start)
+  mean = (total[at + half + 1] - total[at - half]) / (2 * half + 1)
   chunk = -(-len(x) // _POINTS)
   cuts = np.arange(0, len(x), chunk)
   sizes = np.diff(cuts, append=len(x))
@@ -195,25 +195,21 @@ def document(batch: Mapping[str, np.ndarray], row: int, segment: int, vocab: voc
   """
   at_n = np.flatnonzero(batch["segment"][row] == segment)
   kind_S = kinds(batch, row, vocab)
-  codes = {int(at): frame for at, frame in zip(batch["frame_at"][row], batch["frames"][row],
-                                               strict=True)}
-  main, speak, listen = [], [], []
+  codes = dict(zip(batch["frame_at"][row].tolist(), batch["frames"][row].tolist(), strict=True))
+  frames = [codes.get(at, [vocab.no_code] * 2 * vocab.codebooks) for at in at_n.tolist()]
+  rows: list[tuple[str, list[str]]] = [("main", [])]
   for at in at_n.tolist():
-    token = int(batch["main"][row, at])
-    colour = KINDS[kind_S[at]]
     quiet = "" if batch["weight"][row, at] else f' class="quiet" title="{NO_LOSS}"'
-    main.append(f'<td style="--c:var({colour})"{quiet}>{html.escape(name(token, vocab, piece))}</td>')
-    for cells, group in ((speak, slice(0, vocab.codebooks)),
-                         (listen, slice(vocab.codebooks, None))):
-      frame = codes.get(at)
-      cells.append(f'<td style="--c:var({colour})">' + (
-        "" if frame is None else "<br>".join(
-          "\u00b7" if c == vocab.no_code else str(c) for c in frame[group].tolist())) + "</td>")
-  rows = [("main", main)]
-  for label, cells in (("speak", speak), ("listen", listen)):
-    if any(">" in c and c.split(">", 1)[1] not in ("</td>",) and any(d.isdigit() for d in
-           c.split(">", 1)[1]) for c in cells):
-      rows.append((label, cells))
+    label = html.escape(name(int(batch["main"][row, at]), vocab, piece))
+    rows[0][1].append(f'<td style="--c:var({KINDS[kind_S[at]]})"{quiet}>{label}</td>')
+  for stream, first in (("speak", 0), ("listen", vocab.codebooks)):
+    groups = [frame[first : first + vocab.codebooks] for frame in frames]
+    if any(code != vocab.no_code for group in groups for code in group):
+      rows.append((stream, [
+        f'<td style="--c:var({KINDS[kind_S[at]]})">'
+        + ("<br>".join("\u00b7" if c == vocab.no_code else str(c) for c in group)
+           if at in codes else "") + "</td>"
+        for at, group in zip(at_n.tolist(), groups, strict=True)]))
   return ('<div class="scroll" tabindex="0" role="region" aria-label="one document, position by '
           'position"><table class="document">' + "".join(
             f'<tr><th scope="row">{label}</th>{"".join(cells)}</tr>' for label, cells in rows)
@@ -262,7 +258,7 @@ _HEAT = np.array([(0, 10, 12, 30), (.3, 60, 35, 110), (.55, 160, 60, 110), (.8, 
 
 
 def spectrogram(wave_T: np.ndarray, rate: int, *, height: int = 40) -> str:
-  """A data address of a picture of a sound: log magnitude over 60 dB, mel-spaced, 10 ms a column."""
+  """A data address of a picture of a sound: 60 dB of log magnitude, mel bands, 10 ms a column."""
   hop, window = rate // 100, rate // 40
   wave_T = np.pad(np.asarray(wave_T, np.float64), (window // 2, window))
   frames = np.lib.stride_tricks.sliding_window_view(wave_T, window)[::hop]

@@ -264,7 +264,7 @@ def judge_figures(judges: Judges, cases: Sequence[Case]) -> dict[str, Any]:
 
   Speech counts as in the directions (digit and language); "digit_accuracy" is the digit alone.
   """
-  shown, heard = _media(cases, "image"), _media(cases, "audio")
+  shown, heard = files(cases, "image"), files(cases, "audio")
   pictures = [np.asarray(Image.open(p).convert("RGB")) for p in shown]
   seen = [d for _, d in judges.of_images(pictures, list(shown.values()))]
   sounds = []
@@ -280,8 +280,8 @@ def judge_figures(judges: Judges, cases: Sequence[Case]) -> dict[str, Any]:
                                      "by_voice")}}
 
 
-def _media(cases: Sequence[Case], kind: str) -> dict[str, Case]:
-  """Each file of a kind that some prompt has, with a case that is about it."""
+def files(cases: Sequence[Case], kind: str) -> dict[str, Case]:
+  """Each file of a kind, "image" or "audio", that is an input, with a case that is about it."""
   starts = {"image": "image->", "audio": "speech->"}[kind]
   return {part[kind]: c for c in cases if c.direction.startswith(starts) for part in c.prompt
           if kind in part}

@@ -22,7 +22,7 @@ from omnijax.evals.directions import DIGITS, Answer, confusion
 if TYPE_CHECKING:
   from omnijax.evals.report import Material
 
-_SHOWN = 10  # examples of a direction, the first of those asked
+_SHOWN = 9  # examples of a direction, the first of those asked
 _WRONG = 6  # and mistakes beyond them
 _ROWS = 8  # of a packed batch
 _ICON = {"text": "Aa", "image": "\u25a3", "speech": "\u266a"}
@@ -92,7 +92,7 @@ def _score_table(scores: Mapping[str, Any], judges: Mapping[str, Any]) -> str:
     to = name.split("->")[1]
     judge = f"{judges[to]['accuracy']:.1%}" if to in judges else "exact"
     rows.append(f'<tr><th scope="row"><a href="#{_slug(name)}">{_arrow(name)}</a></th>'
-                f'<td class="bar"><b>{s["accuracy"]:.1%}</b><i style="--w:{s["accuracy"]:.3f}">'
+                f'<td class="bar"><b>{s["accuracy"]:.1%}</b> <i style="--w:{s["accuracy"]:.3f}">'
                 f'</i></td>{_share(s["digit_accuracy"])}{cells}<td>{s["n"]}</td>'
                 f"<td>{judge}</td></tr>")
   return ('<div class="scroll" tabindex="0" role="region" aria-label="Accuracy by direction">'
@@ -116,7 +116,8 @@ def _direction(m: Material, name: str, answers: Sequence[Answer], score: Mapping
   voices = ""
   if "by_voice" in score:
     voices = " By voice: " + ", ".join(
-      f"{_esc(kind)} {s['accuracy']:.0%} of {s['n']}" for kind, s in score["by_voice"].items()) + "."
+      f"{_esc(kind)} {s['accuracy']:.0%} of {s['n']}"
+      for kind, s in score["by_voice"].items()) + "."
   return (f'<article id="{_slug(name)}"><h3>{_arrow(name)} <small>{score["accuracy"]:.1%} of '
           f'{score["n"]}</small></h3><div class="side"><div><p class="note">The first {len(shown)} '
           f"of the questions, not picked.{voices}</p><div class=\"examples\">{examples}</div>{more}"
@@ -164,8 +165,8 @@ def _sound(wave_T: np.ndarray, rate: int, name: str) -> str:
   width = max(40, min(150, len(wave_T) / rate * 110))
   return (f'<span class="sound"><button type="button" aria-label="Play: {label}">'
           f'<img src="{charts.spectrogram(wave_T, rate)}" alt="" style="width:{width:.0f}px">'
-          f'</button><audio controls preload="none" aria-label="{label}" src="{charts.wav(wave_T, rate)}">'
-          f"</audio></span>")
+          f'</button><audio controls preload="none" aria-label="{label}" '
+          f'src="{charts.wav(wave_T, rate)}"></audio></span>')
 
 
 def _confusion(name: str, answers: Sequence[Answer]) -> str:
@@ -244,8 +245,8 @@ def _packing(m: Material) -> str:
   return ("<p>Documents are packed into rows of fixed length; none sees another. A position holds "
           "one token of the main stream and perhaps one 80 ms frame of sound, heard or spoken. "
           f"Documents alternate in shade.</p>{charts.packed(m.batch, m.vocab, _ROWS)}"
-          "<h3>One document, position by position</h3><p class=\"note\">Numbers are codes; a dot is "
-          "silence of that stream. Tokens in italics are given, not learnt.</p>"
+          "<h3>One document, position by position</h3><p class=\"note\">Numbers are codes, a dot "
+          "is nothing there. Tokens in italics are given, not learnt.</p>"
           + charts.document(m.batch, row, segment, m.vocab, m.piece))
 
 

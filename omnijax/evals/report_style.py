@@ -15,6 +15,7 @@ header,main{max-width:1120px;margin:0 auto;padding:0 24px}
 header{padding-top:40px}h1{font-size:2.1rem;line-height:1.2;margin:0 0 6px;letter-spacing:-.02em}
 h2{font-size:1.45rem;margin:56px 0 8px;letter-spacing:-.01em}h3{font-size:1.05rem;margin:0 0 8px}
 h3 small{font-weight:400;color:var(--soft);margin-left:8px}section>h3{margin-top:28px}
+.chart+.legend{margin-top:6px}
 p{max-width:72ch;margin:8px 0 14px}.note,figcaption,caption{color:var(--soft);font-size:.86rem}
 a{color:var(--accent)}:focus-visible{outline:3px solid var(--accent);outline-offset:2px}
 .skip{position:absolute;left:-999px}.skip:focus{left:12px;top:12px;background:var(--card);
@@ -32,7 +33,7 @@ th{text-align:left;font-weight:600}
 .figures th{padding:6px 10px;border-bottom:1px solid var(--edge)}
 .scores thead th{color:var(--soft);font-weight:500;font-size:.82rem}
 .scores th a{text-decoration:none;white-space:nowrap}
-.bar{min-width:150px}.bar b{display:inline-block;min-width:3.6em}
+.bar{min-width:150px}.bar b{display:inline-block;min-width:3.9em}
 .bar i{display:inline-block;vertical-align:middle;height:9px;border-radius:5px;
 width:calc(var(--w)*100px);background:var(--accent)}
 .heat{background:color-mix(in srgb,var(--good) calc((var(--w) - .4)*55%),transparent)}
@@ -64,7 +65,7 @@ font-weight:500;text-align:center;padding:2px 4px}
 .confusion tbody td{width:25px;height:25px;min-width:25px;text-align:center;border:1px solid
 var(--paper);background:color-mix(in srgb,var(--bad) calc(var(--w)*90%),var(--pad))}
 .confusion td.hit{background:color-mix(in srgb,var(--good) calc(var(--w)*55%),var(--pad))}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(320px,1fr));gap:16px}
+.charts{margin-top:18px;display:grid;grid-template-columns:repeat(auto-fit,minmax(320px,1fr));gap:16px}
 .charts figure{margin:0;background:var(--card);border:1px solid var(--edge);border-radius:14px;
 padding:16px 18px;min-width:0}.charts figcaption{color:var(--ink)}
 .chart{width:100%;height:auto;display:block}svg text{font-size:11px;fill:var(--soft)}
@@ -80,8 +81,9 @@ vertical-align:top;line-height:1.35}.document th{padding-right:10px;font-weight:
 color:var(--soft);vertical-align:top}.document .quiet{font-style:italic;opacity:.75}
 .tables{display:flex;flex-wrap:wrap;gap:28px;margin-top:24px;align-items:flex-start}
 .figures caption{font-weight:600;color:var(--ink);font-size:.95rem}.figures th{font-weight:400}
-.figures td{text-align:right}.prose td{vertical-align:top}code{font-size:.88em;background:var(--pad);
-padding:1px 4px;border-radius:4px}#sources{padding-bottom:60px;overflow-wrap:anywhere}
+.figures td{text-align:right}.prose td{vertical-align:top}
+code{font-size:.88em;background:var(--pad);padding:1px 4px;border-radius:4px}
+#sources{padding-bottom:60px;overflow-wrap:anywhere}
 #sources h3{margin-top:8px}
 @media print{nav,.skip{display:none}article{break-inside:avoid}}
 """

@@ -82,7 +82,8 @@ def _read(prompt):
   language, digit = "en", None
   for part in prompt:
     if "image" in part:
-      digit = int(ImageJudge().predict(directions.grey(np.asarray(Image.open(part["image"])))[None])[0])
+      pixels = np.asarray(Image.open(part["image"]))
+      digit = int(ImageJudge().predict(directions.grey(pixels)[None])[0])
     elif "audio" in part:
       languages, digits = SpeechJudge().predict([soundfile.read(part["audio"])[0]])
       language, digit = str(languages[0]), int(digits[0])

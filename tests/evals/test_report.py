@@ -75,8 +75,8 @@ def test_page_can_be_used_without_eyes_or_mouse(made):
 def test_marks_follow_the_answers(made):
   material, _, folder = made
   page = Page((folder / "report.html").read_text("utf-8"))
-  shown = [a for some in material.answers.values() for a in some[:10]]
-  late = [a for some in material.answers.values() for a in some[10:] if not a.right]
+  shown = [a for some in material.answers.values() for a in some[:9]]
+  late = [a for some in material.answers.values() for a in some[9:] if not a.right]
   assert page.count("figure", "right") == sum(a.right for a in shown)
   assert page.count("figure", "wrong") == sum(not a.right for a in shown) + len(late) > 0
 
@@ -111,7 +111,8 @@ def test_kinds_of_positions():
   kinds = charts.kinds(batch, 0, specimen.VOCAB)
   first = [k for k, s in zip(kinds, batch["segment"][0], strict=True) if s == 1]
   # BOS USER LISTEN, 8 frames and the acoustic delay's one, END ASSISTANT s i x EOS
-  assert first == ["control"] * 3 + ["speech heard"] * 9 + ["control"] * 2 + ["text"] * 3 + ["control"]
+  assert first == (["control"] * 3 + ["speech heard"] * 9 + ["control"] * 2 + ["text"] * 3
+                   + ["control"])
   assert set(kinds) == {*charts.KINDS, ""}
   second = [k for k, s in zip(kinds, batch["segment"][0], strict=True) if s == 2]
   assert second.count("speech spoken") == 9 and second.count("image") == 16

@@ -1,0 +1,67 @@
+"""Spoken and written digits in five languages, each modality to each, in minutes on a laptop.
+
+Purpose: the whole path on small real data; see experiments/digits/SOURCES.md for the data.
+Hardware: 2 CPU cores, under 6 GB. Cost and result: see experiments/LOG.md.
+"""
+
+import json
+from pathlib import Path
+
+from experiments.digits import manifest, unpack, voices
+from omnijax import config
+from omnijax.evals import directions
+from omnijax.generate.sample import Sampling, Setting
+
+WORDS = voices.WORDS
+SOURCES = Path(__file__).parent / "digits" / "SOURCES.md"
+DOCUMENTS = 24_000
+ANSWERS = 300
+# Near the most likely: an answer is right or wrong, variety is worth little here.
+_SHARP = Setting(temperature=0.3)
+SAMPLING = Sampling(text=Setting(temperature=0.0), image=Setting(temperature=0.7, top_p=0.95),
+                    first_codebook=_SHARP, acoustic=_SHARP)
+
+
+def run() -> config.Run:
+  return config.Run(
+    name="quickstart",
+    model=config.Model(layers=4, dim=192, heads=4, kv_heads=2, head_dim=48, mlp=512,
+                       depth_layers=2, depth_dim=128, depth_heads=4, depth_mlp=256),
+    tokenizers=config.Tokenizers(codebooks=6),
+    data=config.Data(sources=("quickstart_run/records/train",), rows=8, positions=512, frames=256,
+                     prompt_weight=0.1),
+    optim=config.Optim(kind="muon", peak_lr=3e-3, muon_lr=0.02, warmup_steps=50, schedule="wsd",
+                       weight_decay=0.01),
+    train=config.Train(steps=1200, log_every=20, save_every=200),
+  )
+
+
+def manifests(folder: Path) -> None:
+  """Unpacks the data into a folder and writes its train.jsonl and heldout.jsonl."""
+  manifest.write(folder, seed=0, docs=DOCUMENTS)
+
+
+def judges() -> tuple[Path, Path]:
+  """The judge of pictures and the judge of speech."""
+  folder = Path(__file__).parent / "digits" / "judges"
+  return folder / "image.npz", folder / "speech.npz"
+
+
+def cases(folder: Path) -> list[directions.Case]:
+  """What is asked of the model: the user's parts of every held-out document."""
+  kinds = {entry["voice"]: entry["kind"] for entry in unpack.index()}
+  out = []
+  for line in (folder / "heldout.jsonl").read_text("utf-8").splitlines():
+    item = json.loads(line)
+    about = item["digits"]
+    heard = about["direction"].startswith("speech")
+    prompt = tuple(_absolute(p, folder) for p in item["parts"] if p["role"] == "user")
+    out.append(directions.Case(
+      direction=about["direction"], prompt=prompt, digit=about["digit"],
+      language=about["language"], voice=about["voice"] if heard else "",
+      kind=kinds[about["voice"]] if heard else ""))
+  return out
+
+
+def _absolute(part: dict[str, str], folder: Path) -> dict[str, str]:
+  return {k: str(folder / v) if k in ("image", "audio") else v for k, v in part.items()}
