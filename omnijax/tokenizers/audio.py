@@ -1,19 +1,16 @@
-"""Streaming speech codec: spectral frames in, residual codes at 12.5 Hz, sound out.
+"""Streaming speech codec: waves in, residual codes at 12.5 Hz, waves out.
 
 Every learned layer works on magnitudes at 12.5 Hz (or, narrow, at 125 Hz), so the codec is made of
 matrix products; phases come from a deterministic block algorithm (`spectral.invert_block`).
 
 Shapes: B batch, L samples, T codec frames, S spectral frames of a codec frame, F = T * S,
-K frequency bins, C narrow dim, D dim, Q codebooks, q <= Q of them, P past positions of a
-causal convolution.
+K frequency bins, D dim, Q codebooks, q <= Q of them, V samples of history.
 """
 
 import dataclasses
 import functools
 import hashlib
 import json
-import math
-import os
 from pathlib import Path
 
 import jax
@@ -21,169 +18,271 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from omnijax.tokenizers import quantize, spectral
+from omnijax.tokenizers import spectral
+from omnijax.tokenizers.codec import AudioConfig, Codec
 
 DEFAULT = Path(__file__).parent / "pretrained" / "audio"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AudioConfig:
-  """Architecture of the codec; the default is the one that ships."""
+# Streaming: state in, state out. Whole clips go through the same functions in chunks.
 
-  sample_rate: int = 16000
-  frame_size: int = 1280
-  window: int = 512
-  hop: int = 128
-  mels: int = 80
-  dim: int = 384
-  narrow_dim: int = 128
-  narrow_layers_in: int = 1
-  narrow_layers_out: int = 2
-  encoder_layers: int = 3
-  decoder_layers: int = 4
-  kernel: int = 5
-  codebooks: int = 12
-  codes: int = 1024
-  code_dim: int = 8
-  fsq_levels: tuple[int, ...] = ()
-  phase_iterations: int = 16
-  phase_momentum: float = 0.9
 
-  def __post_init__(self):
-    if self.frame_size % self.hop:
-      raise ValueError(f"frame_size={self.frame_size} is not a multiple of hop={self.hop}")
-    if self.kernel < 2:
-      raise ValueError(f"kernel={self.kernel}; want at least 2")
-    _ = self.stft, self.quantizer
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=["history_BV", "encoder", "decoder", "phase"],
+  meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class State:
+  """What `encode_step` and `decode_step` carry; one may use either half or both."""
+
+  history_BV: jax.Array  # newest samples that the next window still covers
+  encoder: tuple[jax.Array, jax.Array]
+  decoder: tuple[jax.Array, jax.Array]
+  phase: spectral.PhaseState
+
+
+def init_state(codec: Codec, batch: int) -> State:
+  stft = codec.config.stft
+  return State(
+    history_BV=jnp.zeros((batch, stft.overlap)),
+    encoder=codec.encoder.init_state(batch),
+    decoder=codec.decoder.init_state(batch),
+    phase=spectral.init_phase(batch, stft),
+  )
+
+
+@jax.jit
+def _encode(codec: Codec, state: State, wave_BL: jax.Array) -> tuple[State, jax.Array]:
+  c = codec.config
+  heard_BL = jnp.concatenate([state.history_BV, wave_BL], 1)
+  logmag_BFK = spectral.log_magnitude(heard_BL, c.stft)
+  z_BTD, encoder = codec.encoder(logmag_BFK, state.encoder)
+  B, T, D = z_BTD.shape
+  codes_NQ = codec.quantizer.encode(z_BTD.reshape(B * T, D))
+  history_BV = heard_BL[:, -c.stft.overlap :]
+  state = dataclasses.replace(state, history_BV=history_BV, encoder=encoder)
+  return state, codes_NQ.reshape(B, T, c.codebooks)
+
+
+@jax.jit
+def _decode(codec: Codec, state: State, codes_Bq: jax.Array):
+  """New state and the next samples [B, frame_size]."""
+  c = codec.config
+  z_BTD = codec.quantizer.decode(codes_Bq)[:, None]
+  logmag_BSK, decoder = codec.decoder(z_BTD, state.decoder)
+  mag_BSK = jnp.maximum(jnp.exp(logmag_BSK) - spectral.FLOOR, 0.0)
+  phase, wave_BL = spectral.invert_block(
+    state.phase, mag_BSK, c.stft, c.phase_iterations, c.phase_momentum
+  )
+  return dataclasses.replace(state, decoder=decoder, phase=phase), wave_BL
+
+
+@jax.jit
+def _reset(codec: Codec, state: State, mask_B: jax.Array) -> State:
+  new = init_state(codec, mask_B.shape[0])
+
+  def choose(old, fresh, dim):
+    shape = [1] * old.ndim
+    shape[dim] = -1
+    return jnp.where(mask_B.reshape(shape), fresh, old)
+
+  layers = functools.partial(jax.tree.map, lambda a, b: choose(a, b, 1))  # [layer, batch, ...]
+  first = functools.partial(jax.tree.map, lambda a, b: choose(a, b, 0))
+  return State(
+    first(state.history_BV, new.history_BV),
+    layers(state.encoder, new.encoder),
+    layers(state.decoder, new.decoder),
+    first(state.phase, new.phase),
+  )
+
+
+_CHUNKS = (16, 64)  # codec frames that whole clips are encoded by: few shapes, few compilations
+
+
+def _rows(batch: int) -> int:
+  """Batches are padded to powers of two, again for few shapes."""
+  return 1 << (batch - 1).bit_length()
+
+
+def _pad(x: np.ndarray, rows: int, columns: int) -> np.ndarray:
+  pads = [(0, rows - x.shape[0]), (0, columns - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
+  return np.pad(x, pads)
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioTokenizer:
+  """A trained codec: waves in [-1, 1] at `sample_rate` to int32 codes and back."""
+
+  config: AudioConfig
+  codec: Codec
+  fingerprint: str
 
   @property
-  def stft(self) -> spectral.Stft:
-    return spectral.Stft(
-      sample_rate=self.sample_rate, window=self.window, hop=self.hop, mels=self.mels
+  def sample_rate(self) -> int:
+    return self.config.sample_rate
+
+  @property
+  def frame_size(self) -> int:
+    """Samples of a frame."""
+    return self.config.frame_size
+
+  @property
+  def frame_rate(self) -> float:
+    """Frames per second."""
+    return self.config.sample_rate / self.config.frame_size
+
+  @property
+  def codebooks(self) -> int:
+    """Codes of a frame, at most; any prefix of them decodes."""
+    return self.config.codebooks
+
+  @property
+  def codes(self) -> int:
+    """Size of each codebook."""
+    return self.config.codes
+
+  @property
+  def delay(self) -> int:
+    """Samples by which `decode_step`'s sound lags its codes."""
+    return self.config.stft.overlap
+
+  def encode(self, wave_BL: np.ndarray, sample_rate: int | None = None) -> np.ndarray:
+    """Codes [B, T, Q] int32 of whole clips, T = ceil(L / frame_size).
+
+    Args:
+      wave_BL: float samples in [-1, 1], one channel.
+      sample_rate: of the samples, if to be checked.
+    """
+    wave_BL = self._checked(wave_BL, sample_rate)
+    B, L = wave_BL.shape
+    T, size = -(-L // self.frame_size), self.frame_size
+    step = _CHUNKS[T > _CHUNKS[0]]
+    wave_BL = _pad(wave_BL, _rows(B), -(-T // step) * step * size)
+    state, codes = self.init_state(B), []
+    for t in range(0, T, step):
+      state, codes_BTQ = _encode(self.codec, state, wave_BL[:, t * size : (t + step) * size])
+      codes.append(np.asarray(codes_BTQ))
+    return np.concatenate(codes, 1)[:B, :T]
+
+  def decode(self, codes_BTq: np.ndarray) -> np.ndarray:
+    """Samples [B, T * frame_size] float32 of the first q <= Q codebooks, without delay.
+
+    It runs `decode_step` frame by frame: a rounding error in a magnitude is enough to lead phase
+    recovery elsewhere, so only the same compiled step gives the same samples as streaming.
+    """
+    codes_BTq = self._checked_codes(codes_BTq, 3)
+    B, T, _ = codes_BTq.shape
+    codes_BTq = _pad(codes_BTq, _rows(B), T)
+    state, waves = self.init_state(B), []
+    for t in range(T):
+      state, wave_BL = _decode(self.codec, state, codes_BTq[:, t])
+      waves.append(wave_BL)
+    # the last samples are not final, as no frame follows, but well guessed
+    waves.append(state.phase.guess_BV)
+    return np.concatenate([np.asarray(x) for x in waves], 1)[:B, self.delay :]
+
+  def init_state(self, batch: int) -> State:
+    """Streaming state of `batch` conversations, after silence."""
+    return init_state(self.codec, _rows(batch))
+
+  def reset(self, state: State, mask_B: np.ndarray) -> State:
+    """The state with the masked conversations begun anew."""
+    mask_B = np.asarray(mask_B, bool)
+    return _reset(self.codec, state, np.pad(mask_B, (0, _rows(len(mask_B)) - len(mask_B))))
+
+  def encode_step(self, state: State, wave_BL: np.ndarray) -> tuple[State, jax.Array]:
+    """Next frame's codes [B, Q] from its `frame_size` samples."""
+    if wave_BL.ndim != 2 or wave_BL.shape[1] != self.frame_size:
+      raise ValueError(f"wave has shape {wave_BL.shape}; want [batch, {self.frame_size}]")
+    B = wave_BL.shape[0]
+    wave_BL = _pad(np.asarray(wave_BL, np.float32), _rows(B), self.frame_size)
+    state, codes_BTQ = _encode(self.codec, state, wave_BL)
+    return state, codes_BTQ[:B, 0]
+
+  def decode_step(self, state: State, codes_Bq: np.ndarray) -> tuple[State, jax.Array]:
+    """Next `frame_size` samples [B, frame_size], `delay` samples late."""
+    codes_Bq = self._checked_codes(codes_Bq, 2)
+    B, q = codes_Bq.shape
+    state, wave_BL = _decode(self.codec, state, _pad(codes_Bq, _rows(B), q))
+    return state, wave_BL[:B]
+
+  def _checked(self, wave_BL: np.ndarray, sample_rate: int | None) -> np.ndarray:
+    wave_BL = np.asarray(wave_BL)
+    if sample_rate is not None and sample_rate != self.sample_rate:
+      raise ValueError(
+        f"sound has {sample_rate} samples/s; this codec wants {self.sample_rate}; resample it"
+      )
+    if wave_BL.ndim != 2 or wave_BL.shape[1] <= 2 < wave_BL.shape[0]:
+      raise ValueError(
+        f"wave has shape {wave_BL.shape}; want [batch, samples] of one channel: mix stereo down"
+        " and add a batch dimension"
+      )
+    if 0 in wave_BL.shape:
+      raise ValueError(f"wave has shape {wave_BL.shape}; want at least one clip and one sample")
+    if not np.issubdtype(wave_BL.dtype, np.floating):
+      raise ValueError(f"wave is {wave_BL.dtype}; want float in [-1, 1] (int16: divide by 32768)")
+    if not np.isfinite(wave_BL).all():
+      raise ValueError("wave holds NaN or infinity; want finite samples in [-1, 1]")
+    return wave_BL.astype(np.float32)
+
+  def _checked_codes(self, codes: np.ndarray, ndim: int) -> np.ndarray:
+    codes, wanted = np.asarray(codes), "batch, frames" if ndim == 3 else "batch"
+    if codes.ndim != ndim or 0 in codes.shape or codes.shape[-1] > self.codebooks:
+      raise ValueError(
+        f"codes have shape {codes.shape}; want [{wanted},"
+        f" 1..{self.codebooks} codebooks]"
+      )
+    if codes.min() < 0 or codes.max() >= self.codes:
+      raise ValueError(f"codes lie in {codes.min()}..{codes.max()}; want 0..{self.codes - 1}")
+    return codes.astype(np.int32)
+
+
+def _named(codec: Codec) -> dict[str, jax.Array]:
+  leaves = jax.tree_util.tree_leaves_with_path(codec)
+  return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
+
+
+def _fingerprint(config: dict, arrays: dict[str, np.ndarray]) -> str:
+  digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+  for name in sorted(arrays):
+    digest.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
+  return digest.hexdigest()[:16]
+
+
+def save(path: Path, codec: Codec) -> None:
+  """Writes PATH/{config.json,params.npz}; parameters as float16."""
+  path = Path(path)
+  path.mkdir(parents=True, exist_ok=True)
+  arrays = {name: np.asarray(x, np.float16) for name, x in _named(codec).items()}
+  config = dataclasses.asdict(codec.config)
+  # json turns tuples into lists: fingerprint what `load` will read
+  config = json.loads(json.dumps(config))
+  part = path / "params.part.npz"
+  np.savez(part, **arrays)
+  part.rename(path / "params.npz")
+  text = {"config": config, "fingerprint": _fingerprint(config, arrays)}
+  (path / "config.json").write_text(json.dumps(text, indent=1) + "\n")
+
+
+def load(path: Path | str) -> AudioTokenizer:
+  """Reads what `save` wrote; ValueError if a file is missing or they do not belong together."""
+  path = Path(path)
+  for name in ("config.json", "params.npz"):
+    if not (path / name).exists():
+      raise ValueError(f"no {name} in {path}: not a trained audio tokenizer (see omnijax tokenizer)")
+  text = json.loads((path / "config.json").read_text())
+  with np.load(path / "params.npz") as file:
+    arrays = {name: file[name] for name in file.files}
+  found = _fingerprint(text["config"], arrays)
+  if found != text["fingerprint"]:
+    raise ValueError(
+      f"fingerprint of {path}/params.npz is {found} but config.json has {text['fingerprint']};"
+      " they are of different trainings: copy both files again"
     )
-
-  @property
-  def quantizer(self) -> quantize.QuantizerConfig:
-    return quantize.QuantizerConfig(
-      dim=self.dim,
-      codebooks=self.codebooks,
-      codes=self.codes,
-      code_dim=self.code_dim,
-      fsq_levels=self.fsq_levels,
-    )
-
-  @property
-  def spectra(self) -> int:
-    """Spectral frames of a codec frame."""
-    return self.frame_size // self.hop
-
-
-def _dense(rngs: nnx.Rngs, rows: int, columns: int, scale: float = 1.0) -> nnx.Param:
-  draw = jax.random.normal(rngs.params(), (rows, columns))
-  return nnx.Param(draw * scale / math.sqrt(rows))
-
-
-def rms_norm(x: jax.Array) -> jax.Array:
-  return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
-
-
-class Block(nnx.Module):
-  """Causal depthwise convolution over time, then an MLP, around a residual (ConvNeXt)."""
-
-  def __init__(self, dim: int, kernel: int, expansion: int, *, rngs: nnx.Rngs):
-    # starts as the identity in time: the newest tap one, the others near zero
-    taps = 0.1 * jax.random.normal(rngs.params(), (kernel, dim)) / math.sqrt(kernel)
-    self.taps_JD = nnx.Param(taps.at[-1].add(1.0))
-    self.bias_D = nnx.Param(jnp.zeros(dim))
-    self.w_up_DE = _dense(rngs, dim, dim * expansion)
-    self.b_up_E = nnx.Param(jnp.zeros(dim * expansion))
-    self.w_down_ED = _dense(rngs, dim * expansion, dim, 0.5)
-
-  def __call__(self, x_BTD: jax.Array, past_BPD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    T, taps_JD = x_BTD.shape[1], self.taps_JD[...]
-    h_BTD = jnp.concatenate([past_BPD, rms_norm(x_BTD)], 1)
-    past_BPD = h_BTD[:, T:]
-    terms = [h_BTD[:, j : j + T] * taps_JD[j][None, None] for j in range(taps_JD.shape[0])]
-    h_BTD = sum(terms[1:], terms[0]) + self.bias_D[...][None, None]
-    h_BTE = jax.nn.gelu(h_BTD @ self.w_up_DE[...] + self.b_up_E[...][None, None])
-    return x_BTD + h_BTE @ self.w_down_ED[...], past_BPD
-
-
-def stack(layers: int, dim: int, kernel: int, expansion: int, *, rngs: nnx.Rngs) -> Block:
-  """Blocks with a leading axis of layers, for `run_stack`."""
-  return jax.vmap(lambda r: Block(dim, kernel, expansion, rngs=r))(rngs.split(layers))
-
-
-def run_stack(blocks: Block, x_BTD: jax.Array, past_NBPD: jax.Array):
-  """Applies stacked blocks; returns the result and each layer's new past."""
-
-  def body(x_BTD, layer):
-    block, past_BPD = layer
-    return block(x_BTD, past_BPD)
-
-  return jax.lax.scan(body, x_BTD, (blocks, past_NBPD))
-
-
-# Log magnitudes are about -2 +- 2.
-_CENTRE, _SPREAD = -2.0, 2.0
-
-
-class Encoder(nnx.Module):
-  """Log magnitudes to vectors at the codec's frame rate."""
-
-  def __init__(self, c: AudioConfig, *, rngs: nnx.Rngs):
-    self.config = c
-    self.w_in_KC = _dense(rngs, c.stft.bins, c.narrow_dim)
-    self.narrow = stack(c.narrow_layers_in, c.narrow_dim, c.kernel, 2, rngs=rngs)
-    self.w_join = _dense(rngs, c.spectra * c.narrow_dim, c.dim)
-    self.wide = stack(c.encoder_layers, c.dim, c.kernel, 4, rngs=rngs)
-    self.w_out_DD = _dense(rngs, c.dim, c.dim)
-
-  def init_state(self, batch: int):
-    c, P = self.config, self.config.kernel - 1
-    narrow = jnp.zeros((c.narrow_layers_in, batch, P, c.narrow_dim))
-    return narrow, jnp.zeros((c.encoder_layers, batch, P, c.dim))
-
-  def __call__(self, logmag_BFK: jax.Array, state):
-    c, (B, F, _) = self.config, logmag_BFK.shape
-    x_BFC = (logmag_BFK - _CENTRE) / _SPREAD @ self.w_in_KC[...]
-    x_BFC, narrow = run_stack(self.narrow, x_BFC, state[0])
-    x_BTD = rms_norm(x_BFC).reshape(B, F // c.spectra, -1) @ self.w_join[...]
-    x_BTD, wide = run_stack(self.wide, x_BTD, state[1])
-    return rms_norm(x_BTD) @ self.w_out_DD[...], (narrow, wide)
-
-
-class Decoder(nnx.Module):
-  """Vectors at the codec's frame rate to log magnitudes."""
-
-  def __init__(self, c: AudioConfig, *, rngs: nnx.Rngs):
-    self.config = c
-    self.w_in_DD = _dense(rngs, c.dim, c.dim)
-    self.wide = stack(c.decoder_layers, c.dim, c.kernel, 4, rngs=rngs)
-    self.w_split = _dense(rngs, c.dim, c.spectra * c.narrow_dim)
-    self.narrow = stack(c.narrow_layers_out, c.narrow_dim, c.kernel, 2, rngs=rngs)
-    self.w_out_CK = _dense(rngs, c.narrow_dim, c.stft.bins, 0.5)
-    self.b_out_K = nnx.Param(jnp.zeros(c.stft.bins))
-
-  def init_state(self, batch: int):
-    c, P = self.config, self.config.kernel - 1
-    narrow = jnp.zeros((c.narrow_layers_out, batch, P, c.narrow_dim))
-    return jnp.zeros((c.decoder_layers, batch, P, c.dim)), narrow
-
-  def __call__(self, z_BTD: jax.Array, state):
-    c, (B, T, _) = self.config, z_BTD.shape
-    x_BTD, wide = run_stack(self.wide, z_BTD @ self.w_in_DD[...], state[0])
-    x_BFC = (rms_norm(x_BTD) @ self.w_split[...]).reshape(B, T * c.spectra, c.narrow_dim)
-    x_BFC, narrow = run_stack(self.narrow, x_BFC, state[1])
-    out_BFK = rms_norm(x_BFC) @ self.w_out_CK[...] + self.b_out_K[...][None, None]
-    return out_BFK * _SPREAD + _CENTRE, (wide, narrow)
-
-
-class Codec(nnx.Module):
-  """Encoder, quantiser and decoder."""
-
-  def __init__(self, config: AudioConfig, *, rngs: nnx.Rngs):
-    self.config = config
-    self.encoder = Encoder(config, rngs=rngs)
-    self.quantizer = quantize.quantizer(config.quantizer, rngs=rngs)
-    self.decoder = Decoder(config, rngs=rngs)
+  fields = text["config"] | {"fsq_levels": tuple(text["config"]["fsq_levels"])}
+  config = AudioConfig(**fields)
+  shapes = jax.eval_shape(lambda: Codec(config, rngs=nnx.Rngs(0)))
+  leaves = [jnp.asarray(arrays[name], jnp.float32) for name in _named(shapes)]
+  codec = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+  return AudioTokenizer(config, codec, found)

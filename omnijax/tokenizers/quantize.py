@@ -5,6 +5,7 @@ of a code, G groups, C scalar channels of an FSQ; `...` any leading dims.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -94,8 +95,8 @@ class Quantized:
   z_ND: jax.Array  # sum of the active levels, straight-through
   first_ND: jax.Array  # the first level alone
   codes_NQ: jax.Array  # int32
-  latents_QNE: jax.Array  # what each level tried to code: candidates for dead codes
-  loss: jax.Array  # commitment + codebook loss, mean over active levels
+  latents_QNE: jax.Array  # what each level tried to code: what its codebook learns from
+  loss: jax.Array  # commitment, mean over active levels
 
 
 jax.tree_util.register_dataclass(
@@ -103,26 +104,20 @@ jax.tree_util.register_dataclass(
 )
 
 
-def _unit(x: jax.Array) -> jax.Array:
-  return x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + 1e-8)
-
-
 class ResidualVQ(nnx.Module):
-  """Residual vector quantiser whose levels look codes up in a low dimension by cosine.
+  """Residual vector quantiser in a projected space of bounded vectors.
 
-  Source: factorised, l2-normalised codes of the Descript Audio Codec (Kumar et al. 2023).
+  Its codebooks are no business of the optimizer: they follow the latents by moving averages
+  (`Codebooks`), which stays stable at learning rates where codebooks trained by gradient ran away
+  (experiments/LOG.md). Source: SoundStream (Zeghidour et al. 2021).
   """
 
   def __init__(self, config: QuantizerConfig, *, rngs: nnx.Rngs):
     c, normal = config, jax.random.normal
     self.config = config
-    self.w_in_QDE = nnx.Param(
-      normal(rngs.params(), (c.codebooks, c.dim, c.code_dim)) / math.sqrt(c.dim)
-    )
+    self.w_in_DE = nnx.Param(normal(rngs.params(), (c.dim, c.code_dim)) / math.sqrt(c.dim))
     self.codebook_QKE = nnx.Param(normal(rngs.params(), (c.codebooks, c.codes, c.code_dim)))
-    self.w_out_QED = nnx.Param(
-      normal(rngs.params(), (c.codebooks, c.code_dim, c.dim)) / math.sqrt(c.code_dim)
-    )
+    self.w_out_ED = nnx.Param(normal(rngs.params(), (c.code_dim, c.dim)) / math.sqrt(c.code_dim))
 
   def __call__(self, z_ND: jax.Array, levels_N: jax.Array) -> Quantized:
     """Quantises vectors, each with its own number of levels (quantiser dropout).
@@ -131,67 +126,98 @@ class ResidualVQ(nnx.Module):
       z_ND: vectors.
       levels_N: int32, how many levels are summed for each vector; 1 <= levels <= Q.
     """
-
-    def level(carry, weights):
-      residual_ND, z_q_ND, loss_N = carry
-      index, w_in_DE, codebook_KE, w_out_ED = weights
-      code_N, latent_NE, value_NE = _nearest(residual_ND, w_in_DE, codebook_KE)
-      stop = jax.lax.stop_gradient
-      commit_N = jnp.mean((latent_NE - stop(value_NE)) ** 2, -1)
-      learn_N = jnp.mean((stop(latent_NE) - value_NE) ** 2, -1)
-      out_ND = (latent_NE + stop(value_NE - latent_NE)) @ w_out_ED
-      active_N = (index < levels_N).astype(z_ND.dtype)
-      z_q_ND = z_q_ND + active_N[:, None] * out_ND
-      loss_N = loss_N + active_N * (0.25 * commit_N + learn_N)
-      # the residual keeps its gradient: with it the levels' straight-through gradients to z sum to
-      # about one identity instead of Q of them
-      return (residual_ND - out_ND, z_q_ND, loss_N), (code_N, stop(latent_NE), out_ND)
-
-    start = (z_ND, jnp.zeros_like(z_ND), jnp.zeros(z_ND.shape[0], z_ND.dtype))
-    xs = (jnp.arange(self.config.codebooks), *self._weights())
-    (_, z_q_ND, loss_N), (codes_QN, latents_QNE, out_QND) = jax.lax.scan(level, start, xs)
+    latent_NE = self._latent(z_ND)
+    stop = jax.lax.stop_gradient
+    codes_QN, residual_QNE, value_QNE = self._levels(stop(latent_NE))
+    active_QN = (jnp.arange(self.config.codebooks)[:, None] < levels_N[None]).astype(z_ND.dtype)
+    sums_QNE = jnp.cumsum(value_QNE, 0)
+    commit_QN = jnp.mean((latent_NE[None] - stop(sums_QNE)) ** 2, -1)
+    total_NE = jnp.sum(value_QNE * active_QN[:, :, None], 0)
+    through = lambda value_NE: (latent_NE + stop(value_NE - latent_NE)) @ self.w_out_ED[...]
     return Quantized(
-      z_ND=z_q_ND,
-      first_ND=out_QND[0],
+      z_ND=through(total_NE),
+      first_ND=through(value_QNE[0]),
       codes_NQ=codes_QN.T,
-      latents_QNE=latents_QNE,
-      loss=jnp.sum(loss_N) / jnp.sum(levels_N),
+      latents_QNE=residual_QNE,
+      loss=jnp.sum(commit_QN * active_QN) / jnp.sum(active_QN),
     )
 
   def encode(self, z_ND: jax.Array) -> jax.Array:
     """Codes [N, Q] int32 of vectors."""
-
-    def level(residual_ND, weights):
-      w_in_DE, codebook_KE, w_out_ED = weights
-      code_N, _, value_NE = _nearest(residual_ND, w_in_DE, codebook_KE)
-      return residual_ND - value_NE @ w_out_ED, code_N
-
-    return jax.lax.scan(level, z_ND, self._weights())[1].T
+    return self._levels(self._latent(z_ND))[0].T
 
   def decode(self, codes_Nq: jax.Array) -> jax.Array:
     """Vectors [N, D] of the first q <= Q codebooks' codes."""
     q = codes_Nq.shape[1]
-    _, codebook_QKE, w_out_QED = self._weights()
-    value_NqE = jax.vmap(lambda b, c: b[c], (0, 1), 1)(codebook_QKE[:q], codes_Nq)
-    return jnp.einsum("nqe,qed->nd", value_NqE, w_out_QED[:q])
+    value_NqE = jax.vmap(lambda b, c: b[c], (0, 1), 1)(self.codebook_QKE[...][:q], codes_Nq)
+    return jnp.sum(value_NqE, 1) @ self.w_out_ED[...]
 
-  def restart(self, latents_QNE: jax.Array, dead_QK: jax.Array, key: jax.Array) -> jax.Array:
-    """New codebook [Q, K, E]: dead codes are replaced by random latents of this batch."""
-    shape = self.codebook_QKE[...].shape[:2]
-    pick_QK = jax.random.randint(key, shape, 0, latents_QNE.shape[1])
-    new_QKE = jax.vmap(lambda x, i: x[i])(latents_QNE, pick_QK)
-    return jnp.where(dead_QK[:, :, None], new_QKE, self.codebook_QKE[...])
+  def _latent(self, z_ND):
+    latent_NE = z_ND @ self.w_in_DE[...]
+    return latent_NE * jax.lax.rsqrt(jnp.mean(latent_NE**2, -1, keepdims=True) + 1e-6)
 
-  def _weights(self):
-    return self.w_in_QDE[...], self.codebook_QKE[...], self.w_out_QED[...]
+  def _levels(self, latent_NE):
+    """Codes [Q, N], what each level saw [Q, N, E] and what it answered [Q, N, E]."""
+
+    def level(residual_NE, codebook_KE):
+      norm_K = jnp.sum(codebook_KE**2, -1)
+      distance_NK = norm_K[None] - 2 * residual_NE @ codebook_KE.T
+      code_N = jnp.argmin(distance_NK, -1).astype(jnp.int32)
+      value_NE = codebook_KE[code_N]
+      return residual_NE - value_NE, (code_N, residual_NE, value_NE)
+
+    codebook_QKE = jax.lax.stop_gradient(self.codebook_QKE[...])
+    return jax.lax.scan(level, latent_NE, codebook_QKE)[1]
 
 
-def _nearest(residual_ND, w_in_DE, codebook_KE):
-  """The code nearest by cosine, the latent that was looked up, and the code's value."""
-  latent_NE = residual_ND @ w_in_DE
-  score_NK = _unit(jax.lax.stop_gradient(latent_NE)) @ _unit(codebook_KE).T
-  code_N = jnp.argmax(score_NK, -1).astype(jnp.int32)
-  return code_N, latent_NE, codebook_KE[code_N]
+@functools.partial(
+  jax.tree_util.register_dataclass, data_fields=["uses_QK", "sums_QKE"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True)
+class Codebooks:
+  """Moving averages from which the codebooks of a `ResidualVQ` are learned."""
+
+  uses_QK: jax.Array  # times each code was used by a batch
+  sums_QKE: jax.Array  # sum of the latents it was used for
+
+
+def init_codebooks(config: QuantizerConfig) -> Codebooks:
+  """Nothing seen yet: at the first restart every code is dead, so takes a latent of the batch."""
+  shape = (config.codebooks, config.codes)
+  return Codebooks(jnp.zeros(shape), jnp.zeros((*shape, config.code_dim)))
+
+
+def learn_codebooks(
+  old: Codebooks, quantized: Quantized, restart: jax.Array, below: float, key: jax.Array
+) -> tuple[Codebooks, jax.Array]:
+  """New averages and codebooks [Q, K, E] after a batch.
+
+  Args:
+    old: averages before the batch.
+    quantized: the batch's codes and latents.
+    restart: bool scalar; whether dead codes are replaced now, by random latents of the batch.
+    below: a code is dead if used less than this share of uniform use.
+    key: for the choice of latents.
+  """
+  Q, K = old.uses_QK.shape
+  N, keep = quantized.codes_NQ.shape[0], 0.99
+  zeros_KE = jnp.zeros_like(old.sums_QKE[0])
+  count = lambda code_N, x_NE: (
+    jnp.zeros(K).at[code_N].add(1.0), zeros_KE.at[code_N].add(x_NE)
+  )
+  uses_QK, sums_QKE = jax.vmap(count, (1, 0))(quantized.codes_NQ, quantized.latents_QNE)
+  uses_QK = keep * old.uses_QK + (1 - keep) * uses_QK
+  sums_QKE = keep * old.sums_QKE + (1 - keep) * sums_QKE
+  dead_QK = restart & (uses_QK < below * N / K)
+  pick_key, jitter_key = jax.random.split(key)
+  pick_QK = jax.random.randint(pick_key, (Q, K), 0, N)
+  fresh_QKE = jax.vmap(lambda x, i: x[i])(quantized.latents_QNE, pick_QK)
+  fresh_QKE *= 1 + 0.02 * jax.random.normal(jitter_key, fresh_QKE.shape)
+  # a restarted code starts with a light weight, so that it moves quickly to where it is needed
+  light = 0.2 * N / K
+  uses_QK = jnp.where(dead_QK, light, uses_QK)
+  sums_QKE = jnp.where(dead_QK[:, :, None], light * fresh_QKE, sums_QKE)
+  return Codebooks(uses_QK, sums_QKE), sums_QKE / jnp.maximum(uses_QK, 1e-9)[:, :, None]
 
 
 class GroupedFSQ(nnx.Module):

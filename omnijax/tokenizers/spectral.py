@@ -165,7 +165,9 @@ def invert_block(
     return jnp.fft.rfft(frames(x_BL, stft))
 
   def project(spec_BGK):
-    return mag_BGK * spec_BGK / jnp.maximum(jnp.abs(spec_BGK), 1e-9)
+    # cheaper than abs, which guards against overflow
+    power_BGK = spec_BGK.real**2 + spec_BGK.imag**2
+    return spec_BGK * (mag_BGK * jax.lax.rsqrt(power_BGK + 1e-18))
 
   def iterate(carry, _):
     spec_BGK, last_BGK = carry

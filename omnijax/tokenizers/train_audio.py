@@ -1,6 +1,6 @@
 """Trains the speech codec: losses on magnitudes, a semantic first codebook, dead-code restarts.
 
-Shapes: as in audio.py; N = B * T vectors, U characters of a transcript.
+Shapes: as in codec.py; N = B * T vectors, U characters of a transcript.
 """
 
 import dataclasses
@@ -20,7 +20,8 @@ import soxr
 from flax import nnx
 from tqdm import tqdm
 
-from omnijax.tokenizers import audio, spectral
+from omnijax.tokenizers import audio, quantize, spectral
+from omnijax.tokenizers import codec as net
 
 ALPHABET = "-abcdefghijklmnopqrstuvwxyz '"  # CTC symbols; "-" is the blank
 CTC_RATE = 4  # CTC steps of a codec frame
@@ -30,8 +31,8 @@ CTC_RATE = 4  # CTC steps of a codec frame
 class AudioTrainConfig:
   """One training of the codec."""
 
-  codec: audio.AudioConfig = audio.AudioConfig()
-  steps: int = 11000
+  codec: net.AudioConfig = net.AudioConfig()
+  steps: int = 9200
   seed: int = 0
   batch_frames: int = 256  # codec frames of a batch
   buckets: tuple[int, ...] = (16, 32, 64)  # codec frames of a clip
@@ -41,7 +42,7 @@ class AudioTrainConfig:
   clip_norm: float = 1.0
   mel_weight: float = 1.0
   spectrum_weight: float = 0.5
-  quantizer_weight: float = 0.2
+  quantizer_weight: float = 0.25
   semantic_weight: float = 0.05
   full_depth: float = 0.5  # share of clips that use all codebooks (the others: a random prefix)
   restart_every: int = 25
@@ -60,30 +61,30 @@ class AudioTrainConfig:
 class SemanticHead(nnx.Module):
   """Predicts the transcript's characters from the first codebook alone; only used in training."""
 
-  def __init__(self, c: audio.AudioConfig, *, rngs: nnx.Rngs):
-    self.blocks = audio.stack(1, c.dim, c.kernel, 2, rngs=rngs)
-    self.w_out = audio._dense(rngs, c.dim, CTC_RATE * len(ALPHABET))
+  def __init__(self, c: net.AudioConfig, *, rngs: nnx.Rngs):
+    self.blocks = net.stack(1, c.dim, c.kernel, 2, rngs=rngs)
+    self.w_out = net.dense(rngs, c.dim, CTC_RATE * len(ALPHABET))
 
   def __call__(self, z_BTD: jax.Array) -> jax.Array:
     """Logits [B, T * CTC_RATE, characters]."""
     B, T, D = z_BTD.shape
     past = jnp.zeros((1, B, self.blocks.taps_JD.shape[1] - 1, D))
-    x_BTD, _ = audio.run_stack(self.blocks, z_BTD, past)
-    return (audio.rms_norm(x_BTD) @ self.w_out[...]).reshape(B, T * CTC_RATE, len(ALPHABET))
+    x_BTD, _ = net.run_stack(self.blocks, z_BTD, past)
+    return (net.rms_norm(x_BTD) @ self.w_out[...]).reshape(B, T * CTC_RATE, len(ALPHABET))
 
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["step", "codec", "head", "opt", "usage_QK"],
+  data_fields=["step", "codec", "head", "opt", "books"],
   meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
 class State:
   step: jax.Array
-  codec: audio.Codec
+  codec: net.Codec
   head: SemanticHead
   opt: optax.OptState
-  usage_QK: jax.Array  # moving average of uses of each code by a batch
+  books: quantize.Codebooks
 
 
 def optimizer(config: AudioTrainConfig) -> optax.GradientTransformation:
@@ -98,14 +99,14 @@ def optimizer(config: AudioTrainConfig) -> optax.GradientTransformation:
 
 def init(config: AudioTrainConfig) -> State:
   rngs = nnx.Rngs(config.seed)
-  codec = audio.Codec(config.codec, rngs=rngs)
+  codec = net.Codec(config.codec, rngs=rngs)
   head = SemanticHead(config.codec, rngs=rngs)
-  usage_QK = jnp.zeros((config.codec.codebooks, config.codec.codes))
-  return State(jnp.int32(0), codec, head, optimizer(config).init((codec, head)), usage_QK)
+  books = quantize.init_codebooks(config.codec.quantizer)
+  return State(jnp.int32(0), codec, head, optimizer(config).init((codec, head)), books)
 
 
 def losses(codec, head, batch, config: AudioTrainConfig, key):
-  """Weighted loss, its parts, codes [N, Q] and latents [Q, N, E] of one batch."""
+  """Weighted loss, its parts, and the quantisation of one batch."""
   c, stft = config.codec, config.codec.stft
   wave_BL = jnp.pad(batch["wave"], ((0, 0), (stft.overlap, 0)))
   target_BFK = spectral.log_magnitude(wave_BL, stft)
@@ -138,7 +139,7 @@ def losses(codec, head, batch, config: AudioTrainConfig, key):
     "semantic": jnp.sum(jnp.where(letters_B > 0, ctc_B, 0.0)) / jnp.maximum(letters_B.sum(), 1),
   }
   total = sum(getattr(config, f"{name}_weight") * part for name, part in parts.items())
-  return total, (parts, quantized.codes_NQ, quantized.latents_QNE)
+  return total, (parts, quantized)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
@@ -147,25 +148,21 @@ def train_step(state: State, batch: dict, config: AudioTrainConfig) -> tuple[Sta
   key, restart_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
   loss = lambda models: losses(*models, batch, config, key)
   models = (state.codec, state.head)
-  (total, (parts, codes_NQ, latents_QNE)), grads = jax.value_and_grad(loss, has_aux=True)(models)
+  (total, (parts, quantized)), grads = jax.value_and_grad(loss, has_aux=True)(models)
   updates, opt = optimizer(config).update(grads, state.opt, models)
   codec, head = optax.apply_updates(models, updates)
-  Q, K = state.usage_QK.shape
-  N = codes_NQ.shape[0]
-  count_QK = jax.vmap(lambda c: jnp.zeros(K).at[c].add(1.0), 1)(codes_NQ)
-  usage_QK = 0.99 * state.usage_QK + 0.01 * count_QK
+  metrics = parts | {"loss": total, "grad_norm": optax.global_norm(grads)}
+  books = state.books
   if not config.codec.fsq_levels:
     due = state.step % config.restart_every == 0
-    dead_QK = due & (usage_QK < config.restart_below * N / K)
-    jitter = 1 + 0.01 * jax.random.normal(restart_key, latents_QNE.shape)
-    codebook = codec.quantizer.restart(latents_QNE * jitter, dead_QK, restart_key)
-    codec.quantizer.codebook_QKE[...] = codebook
-    usage_QK = jnp.where(dead_QK, N / K, usage_QK)
-  share_QK = usage_QK / jnp.sum(usage_QK, -1, keepdims=True)
-  bits_Q = -jnp.sum(share_QK * jnp.log2(share_QK + 1e-9), -1)
-  metrics = parts | {"loss": total, "bits_first": bits_Q[0], "bits": jnp.mean(bits_Q)}
-  metrics["grad_norm"] = optax.global_norm(grads)
-  return State(state.step + 1, codec, head, opt, usage_QK), metrics
+    books, codebook_QKE = quantize.learn_codebooks(
+      books, quantized, due, config.restart_below, restart_key
+    )
+    codec.quantizer.codebook_QKE[...] = codebook_QKE
+    share_QK = books.uses_QK / jnp.sum(books.uses_QK, -1, keepdims=True)
+    bits_Q = -jnp.sum(share_QK * jnp.log2(share_QK + 1e-9), -1)
+    metrics |= {"bits_first": bits_Q[0], "bits": jnp.mean(bits_Q)}
+  return State(state.step + 1, codec, head, opt, books), metrics
 
 
 def letters(transcript: str) -> str:
@@ -212,7 +209,7 @@ def pack(manifest: Path, cache: Path, sample_rate: int) -> tuple[np.ndarray, lis
   return np.memmap(data, "<i2", "r"), clips
 
 
-def augment(wave: np.ndarray, rng: np.random.Generator, c: audio.AudioConfig) -> np.ndarray:
+def augment(wave: np.ndarray, rng: np.random.Generator, c: net.AudioConfig) -> np.ndarray:
   """Speed (with pitch) +-12 %, a random tilt, gain, shift and a little noise."""
   rate = np.exp(rng.uniform(-0.12, 0.12)) if rng.random() < 0.7 else 1.0
   wave = np.interp(np.arange(0, len(wave) - 1, rate), np.arange(len(wave)), wave)
@@ -286,11 +283,11 @@ def restore_state(path: Path, like: State) -> State:
 
 
 def train(config: AudioTrainConfig, corpus: Path, out: Path) -> None:
-  """Trains to `config.steps`, resuming from OUT/state.npz; logs to OUT/metrics.jsonl.
+  """Trains a tokenizer into OUT, for `audio.load`, resuming if OUT holds an unfinished training.
 
   Args:
     corpus: JSON lines of {"audio": path, "transcript": text (optional)}.
-    out: a directory; the decoded clips are kept in it too.
+    out: a directory; also gets state.npz, metrics.jsonl and the decoded clips.
   """
   out.mkdir(parents=True, exist_ok=True)
   batches = Batches(*pack(corpus, out / "clips", config.codec.sample_rate), config)
@@ -311,5 +308,7 @@ def train(config: AudioTrainConfig, corpus: Path, out: Path) -> None:
         bar.set_postfix(mel=values["mel"], semantic=values["semantic"])
       if time.monotonic() - saved > config.save_every_s:
         save_state(path, state)
+        audio.save(out, state.codec)
         saved = time.monotonic()
   save_state(path, state)
+  audio.save(out, state.codec)
