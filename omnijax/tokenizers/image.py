@@ -92,7 +92,8 @@ class Autoencoder(nnx.Module):
     c = config
     self.config = config
     self.fsq = FSQ(c.levels)
-    down, up = [], []
+    down: list[nnx.Module] = []
+    up: list[nnx.Module] = []
     before = c.channels * PATCH**2
     for i, width in enumerate(c.widths):
       down.append(Conv(1, before, width, rngs=rngs))
@@ -213,7 +214,7 @@ class ImageTokenizer:
       raise ValueError(f"pixels are {x_BHWC.dtype}; want float32 in [0, 1]: divide by 255")
     if x_BHWC.size and not (x_BHWC.min() >= -1e-3 and x_BHWC.max() <= 1 + 1e-3):
       raise ValueError(f"pixels are in {x_BHWC.min()}..{x_BHWC.max()}; want [0, 1], no NaN")
-    check_size(*x_BHWC.shape[1:3], f)
+    check_size(x_BHWC.shape[1], x_BHWC.shape[2], f)
     x_BHWC = x_BHWC.astype(np.float32)
     return np.repeat(x_BHWC, C // x_BHWC.shape[3], -1)
 
@@ -250,8 +251,8 @@ def save(model: Autoencoder, out: Path) -> ImageTokenizer:
   out = Path(out)
   out.mkdir(parents=True, exist_ok=True)
   file = io.BytesIO()
-  leaves = _named(model)
-  np.savez_compressed(file, **{k: np.asarray(v, np.float16) for k, v in leaves.items()})
+  leaves: dict[str, Any] = {k: np.asarray(v, np.float16) for k, v in _named(model).items()}
+  np.savez_compressed(file, **leaves)
   config = dataclasses.asdict(model.config)
   fingerprint = _fingerprint(config, file.getvalue())
   (out / "config.json").unlink(missing_ok=True)  # whole or invisible: this file is written last
@@ -277,7 +278,10 @@ def load(path: Path | str = DEFAULT) -> ImageTokenizer:
   try:
     told = json.loads(config_file.read_text())
     fields, want = told["config"], told["fingerprint"]
-    config = ImageConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    values: dict[str, Any] = {
+      k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
+    }
+    config = ImageConfig(**values)
   except (ValueError, TypeError, KeyError) as e:
     raise ValueError(f"{config_file} describes no image tokenizer ({e}); restore it") from e
   data = params_file.read_bytes()

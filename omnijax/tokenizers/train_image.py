@@ -100,7 +100,8 @@ class Pictures:
 
 def read(file: Path, channels: int) -> np.ndarray:
   """A picture [H, W, C] uint8, transparency over white."""
-  with Image.open(file) as picture:
+  with Image.open(file) as opened:
+    picture: Image.Image = opened
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
       picture = picture.convert("RGBA")
       white = Image.new("RGBA", picture.size, "white")
@@ -299,7 +300,8 @@ def _keep_lines(file: Path, steps: int) -> None:
 
 def _store(config: ImageTrainConfig, file: Path, state: State) -> None:
   data = io.BytesIO()
-  leaves = {f"leaf_{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
+  leaves: dict[str, Any] = {f"leaf_{i}": np.asarray(x)
+                            for i, x in enumerate(jax.tree.leaves(state))}
   np.savez(data, config=np.asarray(json.dumps(dataclasses.asdict(config))), **leaves)
   part = file.with_suffix(".part")
   part.write_bytes(data.getvalue())

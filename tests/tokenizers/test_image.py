@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -76,7 +77,7 @@ def test_shapes_of_every_downsampling(downsample, channels):
 
 
 def test_fold_and_unfold_undo_each_other():
-  x = np.arange(2 * 8 * 12 * 3, dtype=np.float32).reshape(2, 8, 12, 3)
+  x = jnp.arange(2 * 8 * 12 * 3, dtype=jnp.float32).reshape(2, 8, 12, 3)
   folded = image._fold(x, 4)
   assert folded.shape == (2, 2, 3, 48)
   np.testing.assert_array_equal(folded[0, 1, 2].reshape(4, 4, 3), x[0, 4:8, 8:12])
@@ -104,14 +105,16 @@ def test_codes_do_not_depend_on_the_rest_of_the_batch(tiny):
 
 
 def test_few_shapes_are_compiled(tiny):
-  tok, _ = tiny
-  x_BHWC = np.zeros((8, 24, 24, 3), np.float32)
-  before = image._encode._cache_size()
-  for n in (5, 6, 7, 8):
-    tok.encode(x_BHWC[:n])
-  assert image._encode._cache_size() == before + 1
-  tok.encode(x_BHWC[:3])
-  assert image._encode._cache_size() == before + 2
+  seen = []
+
+  def network(model, batch):
+    seen.append(len(batch))
+    return batch + 1
+
+  for n in (1, 2, 3, 5, 6, 7, 8, 255, 600):
+    batch = np.arange(n)
+    np.testing.assert_array_equal(image._bucketed(network, tiny[0].model, batch), batch + 1)
+  assert seen == [1, 2, 4, 8, 8, 8, 8, 256, 256, 256, 128]
 
 
 def test_grey_is_repeated(tiny):
@@ -282,7 +285,8 @@ def test_ssim_of_training_is_that_of_evaluation():
   b = np.clip(a + 0.2 * rng.standard_normal(a.shape, np.float32), 0, 1)
   want = images.ssim(a, b)
   assert 0.3 < want.mean() < 0.99
-  np.testing.assert_allclose(train_image.ssim(a, b), want.mean(), rtol=1e-4)
+  got = train_image.ssim(jnp.asarray(a), jnp.asarray(b))
+  np.testing.assert_allclose(got, want.mean(), rtol=1e-4)
   np.testing.assert_allclose(images.ssim(a, a), 1)
 
 
