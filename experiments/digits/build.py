@@ -26,7 +26,7 @@ from PIL import Image
 from experiments.digits import synth, voices
 
 RATE = 16000
-GAP = RATE // 10  # silence between clips of a sheet, so that a lossy codec cannot smear one into next
+GAP = RATE // 10  # silence between the clips of a sheet: the codec smears nothing across it
 SHEET_COLUMNS = 50
 HELDOUT_IMAGES = 150  # per digit
 BITRATE = "24k"
@@ -119,17 +119,25 @@ def cached(clip: dict, make, folder: pathlib.Path) -> np.ndarray:
   return np.load(path)
 
 
-def pack_speech(clips: list[tuple[dict, np.ndarray]], out: pathlib.Path) -> None:
-  """One Opus file per language and split, and index.jsonl with each clip's place in it."""
+def pack_speech(
+  clips: list[tuple[dict, np.ndarray]], rejected: set[str], out: pathlib.Path
+) -> None:
+  """One Opus file per language, kind and split, and index.jsonl with each clip's place in it.
+
+  A file holds the recordings of one kind of voice only, so that licences do not mix. Rejected
+  clips stay in their file but out of the index.
+  """
   sheets: dict[str, list[np.ndarray]] = {}
   length: dict[str, int] = {}
   lines = []
   for clip, wave_T in sorted(clips, key=lambda item: name(item[0])):
-    file = f"{clip['language']}_{clip['split']}.ogg"
+    file = f"{clip['language']}_{clip['kind']}_{clip['split']}.ogg"
     start = length.get(file, GAP)
     sheets.setdefault(file, [np.zeros(GAP, np.float32)]).extend([wave_T, np.zeros(GAP, np.float32)])
     length[file] = start + len(wave_T) + GAP
-    lines.append({"id": name(clip), **clip, "file": file, "start": start, "samples": len(wave_T)})
+    place = {"file": file, "start": start, "samples": len(wave_T)}
+    if name(clip) not in rejected:
+      lines.append({"id": name(clip), **clip, **place})
   for file, parts in sheets.items():
     wav = out / "sheet.wav"
     soundfile.write(wav, np.concatenate(parts), RATE, subtype="PCM_16")
@@ -169,9 +177,9 @@ def main() -> None:
   args.cache.mkdir(parents=True, exist_ok=True)
   pack_images(args.mnist, args.out)
   wanted = [*recordings(args.packages), *kokoro_recordings(synth.Kokoro(args.kokoro))]
-  reject = set((pathlib.Path(__file__).parent / "rejected.txt").read_text().split())
-  clips = [(c, cached(c, make, args.cache)) for c, make in wanted if name(c) not in reject]
-  pack_speech(clips, args.out)
+  rejected = set((pathlib.Path(__file__).parent / "rejected.txt").read_text().split())
+  clips = [(clip, cached(clip, make, args.cache)) for clip, make in wanted]
+  pack_speech(clips, rejected, args.out)
   print(f"{len(clips)} clips, {sum(len(w) for _, w in clips) / RATE / 60:.1f} minutes")
 
 

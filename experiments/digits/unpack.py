@@ -1,7 +1,7 @@
 """Turns the packed digits data into files: PNG pictures and 16 kHz FLAC recordings.
 
-The packed form is a few sheets (one PNG per digit and split, one Opus file per language and
-split) with an index; `unpack` writes one file per picture and clip and returns what it wrote.
+The packed form is a few sheets (one PNG per digit and split, one Opus file per language, kind of
+voice and split) with an index; `unpack` writes a file for each picture and clip.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ WORDS = {
 
 # Recordings of people: (language, voice, split, path pattern under the unpacked packages, source).
 _SOUNDS = "usr/share/asterisk/sounds"
+_MENARDI = "asterisk-prompt-it-menardi"
 PEOPLE = (
   ("en", "allison", "heldout", f"{_SOUNDS}/en_US_f_Allison/digits/%d.g722", "asterisk-en"),
   ("es", "allison", "heldout", f"{_SOUNDS}/es_MX_f_Allison/digits/%d.g722", "asterisk-es"),
@@ -38,7 +39,7 @@ PEOPLE = (
   ("fr", "june", "train", f"{_SOUNDS}/fr_CA_f_June/digits/%d.g722", "asterisk-fr"),
   ("fr", "armelle", "heldout", f"{_SOUNDS}/fr/digits/%d.gsm", "asterisk-prompt-fr-armelle"),
   ("it", "carlo", "train", f"{_SOUNDS}/it_IT_m_Carlo/digits/%d.g722", "asterisk-it"),
-  ("it", "paola", "heldout", f"{_SOUNDS}/it_IT_f_Menardi/digits/%d.wav", "asterisk-prompt-it-menardi"),
+  ("it", "paola", "heldout", f"{_SOUNDS}/it_IT_f_Menardi/digits/%d.wav", _MENARDI),
   ("ru", "ivrvoice", "train", f"{_SOUNDS}/ru_RU_f_IvrvoiceRU/digits/%d.g722", "asterisk-ru"),
 )
 
@@ -60,6 +61,7 @@ _GUESTS = tuple(
   "ef_dora em_santa ff_siwis if_sara pm_alex pm_santa hf_alpha hf_beta hm_omega hm_psi af_heart"
   " af_nova am_fenrir am_puck bf_isabella bm_george jf_alpha jm_kumo zf_xiaobei zm_yunjian".split()
 )
+_FEWER_GUESTS = (*_GUESTS[:8], "af_heart", "am_fenrir", "bm_george", "jf_alpha")
 KOKORO_TRAIN = {
   "en": tuple(
     "af_heart af_alloy af_aoede af_bella af_jessica af_kore af_nova af_river af_sky am_adam am_echo"
@@ -67,8 +69,8 @@ KOKORO_TRAIN = {
     " bm_george".split()
   ),
   "es": _GUESTS,
-  "fr": _GUESTS,
-  "it": _GUESTS,
+  "fr": _FEWER_GUESTS,
+  "it": _FEWER_GUESTS,
   "ru": _GUESTS,
 }
 KOKORO_HELDOUT = {
@@ -76,7 +78,8 @@ KOKORO_HELDOUT = {
   "es": ("em_alex", "pf_dora", "af_sarah", "am_michael", "im_nicola"),
   "fr": ("em_alex", "pf_dora", "af_sarah", "am_michael", "bm_lewis"),
   "it": ("im_nicola", "em_alex", "pf_dora", "af_sarah", "am_michael"),
-  "ru": ("em_alex", "pf_dora", "af_sarah", "am_michael", "im_nicola"),
+  # whisper-base understands English voices best in Russian, and im_nicola and pf_dora badly.
+  "ru": ("af_sarah", "am_michael", "bf_emma", "bm_lewis"),
 }
 # IPA as Kokoro was trained on (its own letters for English diphthongs).
 KOKORO_IPA = {
@@ -89,8 +92,9 @@ KOKORO_IPA = {
   "it": "\u02a3\u02c8\u025b\u027eo \u02c8uno d\u02c8ue t\u027e\u02c8e kw\u02c8at\u02d0\u027eo"
   " \u02a7\u02c8inkwe s\u02c8\u025bi s\u02c8\u025bt\u02d0e \u02c8\u0254t\u02d0o n\u02c8\u0254ve",
   "ru": "n\u02c8ol\u02b2 \u0250d\u02b2\u02c8in dv\u02c8a tr\u02b2\u02c8i"
-  " \u02a7\u02b2\u026at\u02c8\u0268r\u02b2\u026a p\u02b2\u02c8\u00e6t\u02b2 \u0282\u02c8\u025bs\u02b2t\u02b2"
-  " s\u02b2\u02c8em\u02b2 v\u02c8os\u02b2\u026am\u02b2 d\u02b2\u02c8ev\u02b2\u026at\u02b2",
+  " \u02a7\u02b2\u026at\u02c8\u0268r\u02b2\u026a p\u02b2\u02c8\u00e6t\u02b2"
+  " \u0282\u02c8\u025bs\u02b2t\u02b2 s\u02b2\u02c8em\u02b2"
+  " v\u02c8os\u02b2\u026am\u02b2 d\u02b2\u02c8ev\u02b2\u026at\u02b2",
 }
 
 FLITE = (("kal16", "train"), ("awb", "train"), ("rms", "train"), ("slt", "heldout"))
