@@ -3,9 +3,9 @@
 import dataclasses
 import inspect
 import json
+import resource
 import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -53,11 +53,13 @@ def error_of(capfd, *argv) -> str:
 
 def test_help_is_quick():
   seconds = []
-  for _ in range(3):  # the best of three: other work on the machine is not its fault
-    start = time.perf_counter()
+  for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     out = subprocess.run([sys.executable, "-m", "omnijax.cli", "--help"], check=True,
                          capture_output=True, text=True).stdout
-    seconds.append(time.perf_counter() - start)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+  # Of computing, as other work on the machine is not its fault; without JAX it is a tenth of it.
   assert min(seconds) < 0.7, seconds
   for command in ("quickstart", "prepare", "tokenizer", "train", "eval", "generate"):
     assert command in out
