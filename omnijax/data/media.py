@@ -4,12 +4,13 @@ C channels  L samples
 """
 
 import collections
-import concurrent.futures
+import concurrent.futures.process
 import contextlib
 import functools
 import itertools
 import multiprocessing
 import os
+import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from omnijax.data.sources import Bad
 
 CHUNK = 16  # files sent to a process at a time
 _AHEAD = 4  # chunks decoded ahead, for each process
+_LOUDEST = 16.0  # a little over full scale happens; far over is another unit, or damage
 
 Decode = Callable[[str], np.ndarray | Bad]
 Pool = Callable[[Sequence[str], Decode], Iterator[np.ndarray | Bad]]
@@ -35,7 +37,7 @@ def pool(processes: int) -> Iterator[Pool]:
     return
   # Spawned: JAX may be running threads here, which a fork would break.
   context = multiprocessing.get_context("spawn")
-  executor = concurrent.futures.ProcessPoolExecutor(processes, context, initializer=_watch_parent)
+  executor = concurrent.futures.ProcessPoolExecutor(processes, context, initializer=_start)
   try:
     yield functools.partial(_decoded, executor, _AHEAD * processes)
   finally:
@@ -46,10 +48,16 @@ def _decoded(executor: concurrent.futures.Executor, ahead: int, names: Sequence[
              decode: Decode) -> Iterator[np.ndarray | Bad]:
   """Arrays in the order of their names, a bounded number of chunks decoded ahead."""
   chunks = (names[i : i + CHUNK] for i in range(0, len(names), CHUNK))
-  submit = lambda chunk: executor.submit(_decode_chunk, decode, chunk)
+  submit = lambda chunk: (chunk, executor.submit(_decode_chunk, decode, chunk))
   waiting = collections.deque(map(submit, itertools.islice(chunks, ahead)))
   while waiting:
-    arrays = waiting.popleft().result()
+    chunk, future = waiting.popleft()
+    try:
+      arrays = future.result()
+    except concurrent.futures.process.BrokenProcessPool as error:
+      raise ValueError("a decoding process was killed, perhaps for memory, at or soon after one "
+                       f"of {', '.join(chunk)}; decode with fewer processes, or remove the file "
+                       "that it can't survive.") from error
     waiting.extend(map(submit, itertools.islice(chunks, 1)))
     yield from arrays
 
@@ -58,8 +66,9 @@ def _decode_chunk(decode: Decode, names: Sequence[str]) -> list[np.ndarray | Bad
   return [decode(name) for name in names]
 
 
-def _watch_parent() -> None:
+def _start() -> None:
   """Ends this process when its parent is killed: the pool's queue would wait for ever."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
   parent = multiprocessing.parent_process()
   assert parent is not None
 
@@ -122,6 +131,9 @@ def decode_audio(root: str, path: str, sample_rate: int) -> np.ndarray | Bad:
       raise Bad("empty audio", f"{path} has no samples")
     if not np.isfinite(wave).all():
       raise Bad("audio not finite", f"{path} has NaN or infinite samples")
+    if np.abs(wave).max() > _LOUDEST:
+      raise Bad("audio out of range", f"{path} has samples up to {np.abs(wave).max():.3g}; full "
+                "scale is 1: divide it")
     mono = wave.mean(1)
     if rate != sample_rate:
       mono = soxr.resample(mono, rate, sample_rate)

@@ -103,43 +103,53 @@ def _fill(rows: _Rows, out: list[int], chosen: list[int], room: int, size: int, 
 
 def _pack_frames(rows: _Rows, row_N: np.ndarray, which: np.ndarray, positions_N: np.ndarray,
                  frames_N: np.ndarray, frames: int) -> None:
-  """Best fit decreasing by the scarcer budget, watching the other."""
-  if not len(which):
-    return
-  need, other = frames_N[which], positions_N[which]
-  budget, other_budget = frames, rows.positions
-  swap = other.sum() * budget > need.sum() * other_budget
+  """Best fit decreasing by the scarcer budget, watching the other.
+
+  The rows nearest in room are tried, then the emptiest; a row in which the other budget is too
+  short for every document that is left is taken out, so that it isn't in the way.
+  """
+  need_N, budget = frames_N[which], frames
+  other_N, other_budget = positions_N[which], rows.positions
+  swap = other_N.sum() * budget > need_N.sum() * other_budget
   if swap:
-    need, other, budget, other_budget = other, need, other_budget, budget
-  order = np.lexsort((-other, -need))
-  room_left: list[int] = []  # of the other budget, by row
-  used: list[int] = []
-  by_room: list[list[int]] = [[] for _ in range(budget + 1)]
+    need_N, other_N, budget, other_budget = other_N, need_N, other_budget, budget
+  order = np.lexsort((-other_N, -need_N))
+  least = np.minimum.accumulate(other_N[order][::-1])[::-1].tolist()
+  room: list[int] = []  # of the other budget, by row
+  left: list[int] = []  # of the scarcer budget
+  by_left: list[list[int]] = [[] for _ in range(budget + 1)]
   mask, out = 0, []
-  for a, b in zip(need[order].tolist(), other[order].tolist(), strict=True):
-    fitting, base, row = mask >> a, a, -1
+
+  def find(fitting: int, base: int, b: int) -> int:
+    """The bucket whose last row has room b, -1 if none of those tried has."""
     for _ in range(_TRIES):
       if not fitting:
-        break
+        return -1
       step = (fitting & -fitting).bit_length()
       base += step - 1
-      if room_left[by_room[base][-1]] >= b:
-        row = by_room[base].pop()
-        break
+      if room[by_left[base][-1]] >= b:
+        return base
       base, fitting = base + 1, fitting >> step
-    if row >= 0:
-      if not by_room[base]:
-        mask ^= 1 << base
+    base += fitting.bit_length() - 1
+    return base if fitting and room[by_left[base][-1]] >= b else -1
+
+  for a, b, low in zip(need_N[order].tolist(), other_N[order].tolist(), least, strict=True):
+    bucket = find(mask >> a, a, b)
+    if bucket < 0:
+      row = len(left)
+      room.append(other_budget)
+      left.append(budget)
     else:
-      row, base = len(room_left), budget
-      room_left.append(other_budget)
-      used.append(0)
-    room_left[row] -= b
-    by_room[base - a].append(row)
-    mask |= 1 << base - a
-    used[row] += b if not swap else a
+      row = by_left[bucket].pop()
+      if not by_left[bucket]:
+        mask ^= 1 << bucket
+    room[row] -= b
+    left[row] -= a
+    if room[row] >= low:
+      by_left[left[row]].append(row)
+      mask |= 1 << left[row]
     out.append(row)
   row_N[which[order]] = out
-  rows.count = len(room_left)
-  for row, taken in enumerate(used):
-    rows.put(rows.positions - taken, [row])
+  rows.count = len(left)
+  for row, free in enumerate(room if not swap else left):
+    rows.put(free, [row])

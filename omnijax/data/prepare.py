@@ -291,7 +291,11 @@ def _write_documents(job: _Job, number: int, chunk: list[sources.Item],
     text += words
     parts += rows
     sizes.append(len(rows))
-  flat = np.array(text, records.token_type(job.tokenizers.text.size))
+  size = job.tokenizers.text.size
+  if text and not 0 <= min(text) <= max(text) < size:
+    raise ValueError(f"the text tokenizer gave ids {min(text)} to {max(text)}; it says it has "
+                     f"{size}.")
+  flat = np.array(text, records.token_type(size))
   records.write(records.shard_path(job.out, vocab_lib.TEXT, number), flat.tobytes())
   buffer = io.BytesIO()
   np.savez(buffer, parts=np.array(parts, documents.PART), sizes=np.array(sizes, np.int32),

@@ -55,7 +55,7 @@ class Audio:
     B, L = wave.shape
     loud = np.abs(wave).reshape(B, L // FRAME, FRAME).max(-1)
     first = np.round(loud * 10).astype(np.int32)
-    return first[..., None] + np.arange(Q + 1, dtype=np.int32)
+    return np.minimum(first[..., None] + np.arange(Q + 1, dtype=np.int32), 63)
 
 
 def tokenizers():

@@ -86,6 +86,8 @@ def test_pack_holds_both_budgets(docs, frames):
   assert sorted(set(row_N.tolist())) == list(range(rows))
   used = np.bincount(row_N, positions_N, rows), np.bincount(row_N, frames_N, rows)
   assert (used[0] <= 30).all() and (used[1] <= frames).all()
+  # Any rule that opens a row only when the document fits no other needs no more than this.
+  assert rows <= 2 * (positions_N.sum() / 30 + frames_N.sum() / frames) + 1
   if not frames_N.any() and rows > 1:  # no row was opened while another had room
     assert np.sort(used[0])[:2].sum() > 30
 
@@ -96,6 +98,17 @@ def test_pack_fills_rows():
   frames = np.where(rng.random(8192) < 0.2, positions - 40, 0)
   _, rows = pack(positions, frames, 2048, 1024)
   assert positions.sum() / (rows * 2048) > 0.985
+
+
+@pytest.mark.parametrize("frames", [128, 256, 511])
+def test_pack_is_not_stopped_by_rows_that_are_full_in_one_budget(frames):
+  # Many short recordings use the frames of a row up long before its positions.
+  rng = np.random.default_rng(0)
+  kind = rng.integers(3, size=8192)
+  frames_N = np.where(kind == 2, 0, rng.integers(5, 12, 8192))
+  positions_N = np.array([5, 75, 71])[kind] + frames_N
+  _, rows = pack(positions_N, frames_N, 512, frames)
+  assert max(positions_N.sum() / 512, frames_N.sum() / frames) / rows > 0.97
 
 
 def rows_of(plan, n):

@@ -47,6 +47,8 @@ def test_every_bad_item_is_named_counted_and_skipped(tmp_path):
   fakes.audio(tmp_path / "empty.wav", 0, 0)
   soundfile.write(tmp_path / "nan.wav", np.array([0.1, np.nan], np.float32), fakes.RATE,
                   subtype="FLOAT")
+  soundfile.write(tmp_path / "loud.wav", np.array([0.1, 32767], np.float32), fakes.RATE,
+                  subtype="FLOAT")
   good = {"text": "ok"}
   bad = [
     ("bad document", {"id": "no-parts"}), ("empty document", {"parts": []}),
@@ -69,6 +71,7 @@ def test_every_bad_item_is_named_counted_and_skipped(tmp_path):
     ("empty file", {"parts": [{"audio": "zero.wav"}]}),
     ("empty audio", {"parts": [{"audio": "empty.wav"}]}),
     ("audio not finite", {"parts": [{"audio": "nan.wav"}]}),
+    ("audio out of range", {"parts": [{"audio": "loud.wav"}]}),
     ("transcript does not fit", {"id": "long", "parts": [
       {"audio": "good.wav", "transcript": "four"}]}),
   ]
@@ -94,7 +97,7 @@ def test_every_bad_item_is_named_counted_and_skipped(tmp_path):
   assert by_id["line 6"].startswith("empty document")
   assert str(tmp_path) not in json.dumps(found)
 
-  with pytest.raises(ValueError, match=r"prepared without 28 bad items, the first at line 2"):
+  with pytest.raises(ValueError, match=r"prepared without 29 bad items, the first at line 2"):
     run(manifest, tmp_path / "out", strict=True)
   with pytest.raises(ValueError, match=r"m.jsonl line 2 \(no-parts\): bad document"):
     run(manifest, tmp_path / "strict", strict=True)
@@ -156,6 +159,26 @@ def test_processes_and_shards_change_no_document(tmp_path):
     for x, y in zip(a.read(i), c.read(i), strict=True):
       np.testing.assert_array_equal(x.codes, y.codes)
       np.testing.assert_array_equal(x.words, y.words)
+
+
+def _die(name):
+  os._exit(1)
+
+
+def test_a_decoder_that_dies_is_named():
+  with media.pool(1) as pool, pytest.raises(ValueError, match="killed.*one of a.png, b.png"):
+    list(pool(["a.png", "b.png"], _die))
+
+
+def test_codes_outside_of_a_tokenizer_are_refused(tmp_path):
+  manifest, tokenizers = fakes.mixed(tmp_path, 30), fakes.tokenizers()
+  tokenizers.text.size = 100
+  with pytest.raises(ValueError, match="the text tokenizer gave ids 101 to 121; it says it has 100"):
+    run(manifest, tmp_path / "a", tokenizers=tokenizers)
+  tokenizers = fakes.tokenizers()
+  tokenizers.audio.codes = 7
+  with pytest.raises(ValueError, match="the audio tokenizer gave codes 4 to 7; it says it has 7"):
+    run(manifest, tmp_path / "b", tokenizers=tokenizers)
 
 
 def test_done_is_done_and_other_inputs_are_refused(tmp_path):
