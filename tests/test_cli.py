@@ -3,7 +3,9 @@
 import dataclasses
 import inspect
 import json
+import re
 import resource
+import shlex
 import subprocess
 import sys
 import types
@@ -251,3 +253,27 @@ def test_tokenizer_eval_of_text(tmp_path, capfd):
   pictures.write_text('{"image": "x.png"}\n')
   assert "pictures.jsonl has no text" in error_of(capfd, "tokenizer", "eval", "text", made,
                                                   "--data", pictures)
+
+
+README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+
+
+def test_the_readme_tells_the_truth(tmp_path):
+  example, = re.findall(r"```python\n(.*?)```", README, re.S)
+  (tmp_path / "captions.py").write_text(example)
+  run = experiment.load(tmp_path / "captions.py")
+  shell = "".join(re.findall(r"```bash\n(.*?)```", README, re.S))
+  lines = re.findall(r"^(?:.*\.venv/bin/)?omnijax (.+)$", shell, re.M)
+  assert {line.split()[0] for line in lines} == {"quickstart", "prepare", "train", "eval",
+                                                 "generate"}
+  for line in lines:
+    args, fields = cli._parser().parse_known_args(shlex.split(line))
+    assert fields == [] or args.takes_fields
+    if line.startswith("train"):
+      experiment.override(run, fields, "train")
+  root = Path(__file__).parents[1]
+  linked = re.findall(r"\]\(([\w./-]+)\)", README)
+  assert len(linked) > 6 and [p for p in linked if not (root / p).exists()] == []
+  # .ci/run runs the README's line: one line, that makes its own virtual environment.
+  line, = re.findall(r"^python3 -m venv \.venv && .*pytest.*$", README, re.M)
+  assert "ruff" in line and "mypy" in line
