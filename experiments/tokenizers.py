@@ -3,9 +3,10 @@
 Speech: recordings and synthesisers from Debian packages, unpacked without root. Nothing of the
 data is kept in the repository; see the list of sources and licences below. Run as
 
-    python experiments/tokenizers.py gather WORK     # packages -> WORK/{train,...}.jsonl
-    python experiments/tokenizers.py train WORK      # WORK/train.jsonl -> WORK/audio
-    python experiments/tokenizers.py ship WORK       # WORK/audio -> omnijax/tokenizers/pretrained
+    python -m experiments.tokenizers gather WORK     # packages -> WORK/{train,...}.jsonl
+    python -m experiments.tokenizers train WORK      # WORK/train.jsonl -> WORK/audio
+    python -m experiments.tokenizers judge WORK     # figures on held-out speech
+    python -m experiments.tokenizers ship WORK       # WORK/audio -> omnijax/tokenizers/pretrained
 
 `gather` needs apt-get, dpkg, ffmpeg, espeak-ng and flite (all Debian packages).
 """
@@ -22,7 +23,10 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm import tqdm
+from rich.progress import track
+
+from omnijax.evals import codec
+from omnijax.tokenizers import audio, recipes, train_audio
 
 PACKAGES = {
   # Debian package: licence of its recordings
@@ -55,7 +59,7 @@ FLITE = ("rms", "slt", "awb", "kal16")
 def unpack(work: Path) -> Path:
   """Downloads the packages with apt-get and unpacks them under WORK/x, without root."""
   root = work / "x"
-  for package in tqdm(PACKAGES, desc="unpack"):
+  for package in track(PACKAGES, "unpack"):
     if not (root / "usr/share/doc" / package).exists():
       subprocess.run(["apt-get", "download", "-q", package], cwd=work, check=True)
       for deb in work.glob(f"{package}_*.deb"):
@@ -177,7 +181,7 @@ def gather(work: Path) -> None:
   }
   for name, items in splits.items():
     lines = []
-    for item in tqdm(items, desc=name):
+    for item in track(items, name):
       tag = json.dumps({k: str(v) for k, v in item.items()}, sort_keys=True)
       wav = work / "wav" / f"{hashlib.sha256(tag.encode()).hexdigest()[:20]}.wav"
       if "command" in item or item["audio"].suffix in (".g722", ".gsm"):
@@ -195,10 +199,31 @@ def gather(work: Path) -> None:
     (work / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
 
 
+def train(work: Path) -> None:
+  """Trains the codec as shipped into WORK/audio; about an hour on one core. Resumes."""
+  train_audio.train(recipes.AUDIO, work / "train.jsonl", work / "audio")
+
+
+def judge(work: Path) -> None:
+  """Prints the figures on prompts, a language and a voice that training never saw."""
+  recogniser = codec.whisper(work / "whisper-base")
+  tokenizer = audio.load(work / "audio")
+  for split in ("test_en", "test_ru", "test_voice"):
+    report = codec.evaluate(
+      tokenizer, work / f"{split}.jsonl", recogniser, codebooks=(4, 6, 8, 12), limit=60
+    )
+    print(split, json.dumps(report, indent=1))
+
+
+def ship(work: Path) -> None:
+  """Copies the trained codec into the package."""
+  audio.save(audio.DEFAULT, audio.load(work / "audio").codec)
+
+
 def main(argv: list[str]) -> None:
-  commands = {"gather": gather}
+  commands = {"gather": gather, "train": train, "judge": judge, "ship": ship}
   if len(argv) != 3 or argv[1] not in commands:
-    raise SystemExit(f"usage: tokenizers.py {{{','.join(commands)}}} WORK")
+    raise SystemExit(f"usage: python -m experiments.tokenizers {{{','.join(commands)}}} WORK")
   commands[argv[1]](Path(argv[2]))
 
 

@@ -187,6 +187,12 @@ def init_codebooks(config: QuantizerConfig) -> Codebooks:
   return Codebooks(jnp.zeros(shape), jnp.zeros((*shape, config.code_dim)))
 
 
+def resume_codebooks(codebook_QKE: jax.Array, batch: int) -> Codebooks:
+  """Averages as if `batch` vectors had always been spread evenly over these codebooks."""
+  uses_QK = jnp.full(codebook_QKE.shape[:2], batch / codebook_QKE.shape[1])
+  return Codebooks(uses_QK, codebook_QKE * uses_QK[:, :, None])
+
+
 def learn_codebooks(
   old: Codebooks, quantized: Quantized, restart: jax.Array, below: float, key: jax.Array
 ) -> tuple[Codebooks, jax.Array]:

@@ -149,11 +149,11 @@ def invert_block(
   is revised. Returns the new state and F * hop samples. Source: fast Griffin-Lim (Perraudin et
   al. 2013) in real-time blocks as in RTISI (Zhu et al. 2007).
   """
-  V, O = stft.overlap, stft.overlap // stft.hop
+  V, old = stft.overlap, stft.overlap // stft.hop
   F = mag_BFK.shape[1]
   mag_BGK = jnp.concatenate([state.mag_BOK, mag_BFK], 1)
   hann_11W = jnp.asarray(stft.hann)[None, None]
-  norm = overlap_add(jnp.broadcast_to(hann_11W**2, (1, O + F, stft.window)), stft)
+  norm = overlap_add(jnp.broadcast_to(hann_11W**2, (1, old + F, stft.window)), stft)
   # at the open end few windows overlap: without a floor their noise would be blown up
   norm_1L = jnp.maximum(norm, 0.1)
 
@@ -180,5 +180,5 @@ def invert_block(
   (spec_BGK, _), _ = jax.lax.scan(iterate, (spec_BGK, spec_BGK), None, iterations)
   x_BL = signal(project(spec_BGK))
   out_BL = x_BL[:, V : V + F * stft.hop]
-  new = PhaseState(x_BL[:, F * stft.hop : F * stft.hop + V], x_BL[:, -V:], mag_BGK[:, -O:])
+  new = PhaseState(x_BL[:, F * stft.hop : F * stft.hop + V], x_BL[:, -V:], mag_BGK[:, -old:])
   return new, out_BL

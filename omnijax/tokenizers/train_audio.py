@@ -1,6 +1,6 @@
-"""Trains the speech codec: losses on magnitudes, a semantic first codebook, dead-code restarts.
+"""Trains the speech codec: losses on magnitudes, a semantic first codebook, an optional critic.
 
-Shapes: as in codec.py; N = B * T vectors, U characters of a transcript.
+Shapes: as in codec.py; N = B * T vectors, X CTC steps, U characters of a transcript.
 """
 
 import dataclasses
@@ -8,22 +8,20 @@ import functools
 import json
 import os
 import time
-import unicodedata
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import soundfile
-import soxr
 from flax import nnx
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import Progress
 
-from omnijax.tokenizers import audio, quantize, spectral
+from omnijax.tokenizers import adversary, audio, clips, quantize, spectral
 from omnijax.tokenizers import codec as net
 
-ALPHABET = "-abcdefghijklmnopqrstuvwxyz '"  # CTC symbols; "-" is the blank
 CTC_RATE = 4  # CTC steps of a codec frame
 
 
@@ -32,7 +30,8 @@ class AudioTrainConfig:
   """One training of the codec."""
 
   codec: net.AudioConfig = net.AudioConfig()
-  steps: int = 9200
+  start: str = ""  # directory of a tokenizer to go on from, of the same `codec`; else from nothing
+  steps: int = 8400
   seed: int = 0
   batch_frames: int = 256  # codec frames of a batch
   buckets: tuple[int, ...] = (16, 32, 64)  # codec frames of a clip
@@ -44,6 +43,8 @@ class AudioTrainConfig:
   spectrum_weight: float = 0.5
   quantizer_weight: float = 0.25
   semantic_weight: float = 0.05
+  adversarial_weight: float = 0.0  # above 0, a critic of spectra is trained against the codec
+  critic_lr: float = 3e-4
   full_depth: float = 0.5  # share of clips that use all codebooks (the others: a random prefix)
   restart_every: int = 25
   restart_below: float = 0.05  # of uniform use
@@ -63,31 +64,37 @@ class SemanticHead(nnx.Module):
 
   def __init__(self, c: net.AudioConfig, *, rngs: nnx.Rngs):
     self.blocks = net.stack(1, c.dim, c.kernel, 2, rngs=rngs)
-    self.w_out = net.dense(rngs, c.dim, CTC_RATE * len(ALPHABET))
+    self.w_out = net.dense(rngs, c.dim, CTC_RATE * len(clips.ALPHABET))
 
   def __call__(self, z_BTD: jax.Array) -> jax.Array:
     """Logits [B, T * CTC_RATE, characters]."""
     B, T, D = z_BTD.shape
     past = jnp.zeros((1, B, self.blocks.taps_JD.shape[1] - 1, D))
     x_BTD, _ = net.run_stack(self.blocks, z_BTD, past)
-    return (net.rms_norm(x_BTD) @ self.w_out[...]).reshape(B, T * CTC_RATE, len(ALPHABET))
+    logits = net.rms_norm(x_BTD) @ self.w_out[...]
+    return logits.reshape(B, T * CTC_RATE, len(clips.ALPHABET))
 
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["step", "codec", "head", "opt", "books"],
+  data_fields=["step", "codec", "head", "opt", "books", "critic", "critic_opt"],
   meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
 class State:
+  """Everything that training carries; the critic only if there is an adversarial loss."""
+
   step: jax.Array
   codec: net.Codec
   head: SemanticHead
   opt: optax.OptState
   books: quantize.Codebooks
+  critic: adversary.Critic | None
+  critic_opt: Any
 
 
 def optimizer(config: AudioTrainConfig) -> optax.GradientTransformation:
+  """AdamW under a cosine."""
   lr = optax.warmup_cosine_decay_schedule(
     0.0, config.peak_lr, config.warmup, config.steps, config.peak_lr * 0.01
   )
@@ -97,20 +104,35 @@ def optimizer(config: AudioTrainConfig) -> optax.GradientTransformation:
   )
 
 
+def critic_optimizer(config: AudioTrainConfig) -> optax.GradientTransformation:
+  """Adam with little memory, as the critic chases a moving codec."""
+  return optax.adam(config.critic_lr, b1=0.5, b2=0.9)
+
+
 def init(config: AudioTrainConfig) -> State:
+  """State before the first step."""
   rngs = nnx.Rngs(config.seed)
   codec = net.Codec(config.codec, rngs=rngs)
   head = SemanticHead(config.codec, rngs=rngs)
   books = quantize.init_codebooks(config.codec.quantizer)
-  return State(jnp.int32(0), codec, head, optimizer(config).init((codec, head)), books)
+  if config.start:
+    loaded = audio.load(config.start)
+    if loaded.config != config.codec:
+      raise ValueError(f"{config.start} has {loaded.config}; want {config.codec}")
+    codec = loaded.codec
+    if not config.codec.fsq_levels:
+      books = quantize.resume_codebooks(codec.quantizer.codebook_QKE[...], config.batch_frames)
+  critic = critic_opt = None
+  if config.adversarial_weight > 0:
+    critic = adversary.Critic(rngs=rngs)
+    critic_opt = critic_optimizer(config).init(critic)
+  opt = optimizer(config).init((codec, head))
+  return State(jnp.int32(0), codec, head, opt, books, critic, critic_opt)
 
 
-def losses(codec, head, batch, config: AudioTrainConfig, key):
-  """Weighted loss, its parts, and the quantisation of one batch."""
-  c, stft = config.codec, config.codec.stft
-  wave_BL = jnp.pad(batch["wave"], ((0, 0), (stft.overlap, 0)))
-  target_BFK = spectral.log_magnitude(wave_BL, stft)
-  B, F, _ = target_BFK.shape
+def reconstruct(codec: net.Codec, target_BFK: jax.Array, config: AudioTrainConfig, key: jax.Array):
+  """Log magnitudes through a random number of codebooks, and the quantisation."""
+  c, (B, F, _) = config.codec, target_BFK.shape
   T = F // c.spectra
   z_BTD, _ = codec.encoder(target_BFK, codec.encoder.init_state(B))
   level_key, full_key = jax.random.split(key)
@@ -118,41 +140,60 @@ def losses(codec, head, batch, config: AudioTrainConfig, key):
   full_B = jax.random.uniform(full_key, (B,)) < config.full_depth
   levels_N = jnp.repeat(jnp.where(full_B, c.codebooks, levels_B), T)
   quantized = codec.quantizer(z_BTD.reshape(B * T, c.dim), levels_N)
-  out_BFK, _ = codec.decoder(
-    quantized.z_ND.reshape(B, T, c.dim), codec.decoder.init_state(B)
-  )
+  z_BTD = quantized.z_ND.reshape(B, T, c.dim)
+  out_BFK, _ = codec.decoder(z_BTD, codec.decoder.init_state(B))
+  return out_BFK, quantized
+
+
+def semantic_loss(head: SemanticHead, first_BTD: jax.Array, valid_BT: jax.Array, batch: dict):
+  """CTC loss of the transcripts, in nats a character, over the clips that have one."""
+  silent_BX = 1.0 - jnp.repeat(valid_BT, CTC_RATE, 1)
+  ctc_B = optax.ctc_loss(head(first_BTD), silent_BX, batch["chars"], batch["char_padding"])
+  letters_B = jnp.sum(1.0 - batch["char_padding"], -1)
+  return jnp.sum(jnp.where(letters_B > 0, ctc_B, 0.0)) / jnp.maximum(jnp.sum(letters_B), 1)
+
+
+def losses(models, critic, batch: dict, config: AudioTrainConfig, key: jax.Array):
+  """Weighted loss; its parts, the quantisation and (target, output) spectra of one batch."""
+  codec, head = models
+  c, stft = config.codec, config.codec.stft
+  wave_BL = jnp.pad(batch["wave"], ((0, 0), (stft.overlap, 0)))
+  target_BFK = spectral.log_magnitude(wave_BL, stft)
+  out_BFK, quantized = reconstruct(codec, target_BFK, config, key)
+  T = target_BFK.shape[1] // c.spectra
   valid_BT = (jnp.arange(T)[None] < batch["frames"][:, None]).astype(jnp.float32)
   valid_BF = jnp.repeat(valid_BT, c.spectra, 1)
-  mean = lambda x_BF: jnp.sum(x_BF * valid_BF) / jnp.sum(valid_BF)
-  mel_BF = jnp.mean(
-    jnp.abs(spectral.log_mel(out_BFK, stft) - spectral.log_mel(target_BFK, stft)), -1
-  )
-  spectrum_BF = jnp.mean(jnp.abs(out_BFK - target_BFK), -1)
-  logits = head(quantized.first_ND.reshape(B, T, c.dim))
-  steps_BX = 1.0 - jnp.repeat(valid_BT, CTC_RATE, 1)
-  ctc_B = optax.ctc_loss(logits, steps_BX, batch["chars"], batch["char_padding"])
-  letters_B = jnp.sum(1.0 - batch["char_padding"], -1)
+
+  def gap(a_BFX, b_BFX):
+    gap_BF = jnp.mean(jnp.abs(a_BFX - b_BFX), -1)
+    return jnp.sum(gap_BF * valid_BF) / jnp.sum(valid_BF)
+
   parts = {
-    "mel": mean(mel_BF),
-    "spectrum": mean(spectrum_BF),
+    "mel": gap(spectral.log_mel(out_BFK, stft), spectral.log_mel(target_BFK, stft)),
+    "spectrum": gap(out_BFK, target_BFK),
     "quantizer": quantized.loss,
-    "semantic": jnp.sum(jnp.where(letters_B > 0, ctc_B, 0.0)) / jnp.maximum(letters_B.sum(), 1),
+    "semantic": semantic_loss(head, quantized.first_ND.reshape(-1, T, c.dim), valid_BT, batch),
   }
+  # outside the clips the critic would judge silence that the codec is not taught
+  masked = [jnp.where(valid_BF[:, :, None] > 0, x, -2.0) for x in (target_BFK, out_BFK)]
+  if critic is not None:
+    parts["adversarial"] = adversary.codec_loss(critic, *masked)
   total = sum(getattr(config, f"{name}_weight") * part for name, part in parts.items())
-  return total, (parts, quantized)
+  return total, (parts, quantized, masked)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
 def train_step(state: State, batch: dict, config: AudioTrainConfig) -> tuple[State, dict]:
-  """One update, then every `restart_every` steps a restart of the dead codes."""
+  """One update of codec and head, then of the codebooks, then of the critic if there is one."""
   key, restart_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
-  loss = lambda models: losses(*models, batch, config, key)
   models = (state.codec, state.head)
-  (total, (parts, quantized)), grads = jax.value_and_grad(loss, has_aux=True)(models)
+  (total, (parts, quantized, spectra)), grads = jax.value_and_grad(losses, has_aux=True)(
+    models, state.critic, batch, config, key
+  )
   updates, opt = optimizer(config).update(grads, state.opt, models)
   codec, head = optax.apply_updates(models, updates)
-  metrics = parts | {"loss": total, "grad_norm": optax.global_norm(grads)}
-  books = state.books
+  metrics = parts | {"loss": total, "grad_norm": optax.tree.norm(grads)}
+  books, critic, critic_opt = state.books, state.critic, state.critic_opt
   if not config.codec.fsq_levels:
     due = state.step % config.restart_every == 0
     books, codebook_QKE = quantize.learn_codebooks(
@@ -162,123 +203,27 @@ def train_step(state: State, batch: dict, config: AudioTrainConfig) -> tuple[Sta
     share_QK = books.uses_QK / jnp.sum(books.uses_QK, -1, keepdims=True)
     bits_Q = -jnp.sum(share_QK * jnp.log2(share_QK + 1e-9), -1)
     metrics |= {"bits_first": bits_Q[0], "bits": jnp.mean(bits_Q)}
-  return State(state.step + 1, codec, head, opt, books), metrics
-
-
-def letters(transcript: str) -> str:
-  """The transcript in CTC's alphabet; empty if it holds something that has no such letters."""
-  text = unicodedata.normalize("NFKD", transcript.lower().replace("\u2019", "'"))
-  text = "".join(c for c in text if not unicodedata.combining(c))
-  if any(c.isalnum() and c not in ALPHABET for c in text):
-    return ""
-  text = "".join(c if c in ALPHABET[1:] else " " for c in text)
-  return " ".join(text.split())
-
-
-def pack(manifest: Path, cache: Path, sample_rate: int) -> tuple[np.ndarray, list[dict]]:
-  """Decodes a manifest's clips once: samples (int16, memory-mapped) and {start, length, chars}.
-
-  Clips that cannot be read or hold under 0.1 s are left out and counted.
-  """
-  index, data = cache / "clips.jsonl", cache / "clips.i16"
-  if not index.exists():
-    cache.mkdir(parents=True, exist_ok=True)
-    items = [json.loads(line) for line in manifest.read_text().splitlines() if line.strip()]
-    clips, start, failed = [], 0, []
-    with data.open("wb") as out:
-      for item in tqdm(items, desc="decode", mininterval=5):
-        try:
-          wave, rate = soundfile.read(item["audio"], dtype="float32", always_2d=True)
-        except (OSError, soundfile.LibsndfileError):
-          failed.append(item["audio"])
-          continue
-        wave = soxr.resample(wave.mean(1), rate, sample_rate)
-        if len(wave) < sample_rate // 10 or np.abs(wave).max() < 1e-3:
-          failed.append(item["audio"])
-          continue
-        wave = wave * min(1.0, 0.99 / np.abs(wave).max())
-        out.write((wave * 32767).astype("<i2").tobytes())
-        chars = letters(item.get("transcript", ""))
-        clips.append({"start": start, "length": len(wave), "chars": chars})
-        start += len(wave)
-    print(f"{len(clips)} clips, {start / sample_rate / 3600:.2f} h; {len(failed)} left out", failed[:3])
-    part = index.with_suffix(".part")
-    part.write_text("\n".join(json.dumps(c) for c in clips) + "\n")
-    part.rename(index)
-  clips = [json.loads(line) for line in index.read_text().splitlines()]
-  return np.memmap(data, "<i2", "r"), clips
-
-
-def augment(wave: np.ndarray, rng: np.random.Generator, c: net.AudioConfig) -> np.ndarray:
-  """Speed (with pitch) +-12 %, a random tilt, gain, shift and a little noise."""
-  rate = np.exp(rng.uniform(-0.12, 0.12)) if rng.random() < 0.7 else 1.0
-  wave = np.interp(np.arange(0, len(wave) - 1, rate), np.arange(len(wave)), wave)
-  if rng.random() < 0.5:
-    wave = wave + rng.uniform(-0.5, 0.3) * np.append(0.0, wave[:-1])
-  level = rng.uniform(0.03, 0.15) / max(np.sqrt(np.mean(wave**2)), 1e-3)
-  wave = wave * min(level, 0.98 / max(np.abs(wave).max(), 1e-3))
-  wave = np.concatenate([np.zeros(rng.integers(0, c.frame_size)), wave])
-  noise = 10 ** rng.uniform(-4.5, -2.8) if rng.random() < 0.5 else 1e-5
-  return (wave + noise * rng.standard_normal(len(wave))).astype(np.float32)
-
-
-class Batches:
-  """Batch t is a pure function of (seed, t)."""
-
-  def __init__(self, data: np.ndarray, clips: list[dict], config: AudioTrainConfig):
-    self.data, self.clips, self.config = data, clips, config
-    size = config.codec.frame_size
-    # 12 % slower plus the random shift must still fit
-    need = np.array([c["length"] * 1.13 / size + 1.5 for c in clips])
-    self.bucket = np.searchsorted(config.buckets, need).clip(max=len(config.buckets) - 1)
-    seconds = np.array([min(c["length"] / size, max(config.buckets)) for c in clips])
-    # by the square root of duration, so that words do not drown among sentences nor the reverse
-    self.weight = np.sqrt(seconds)
-
-  def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-    config, rng = self.config, np.random.default_rng((self.config.seed, step))
-    width = np.array(config.buckets)
-    mass = np.array([self.weight[self.bucket == b].sum() for b in range(len(width))])
-    share = mass * width
-    b = rng.choice(len(width), p=share / share.sum())
-    T, size = config.buckets[b], config.codec.frame_size
-    B = config.batch_frames // T
-    members = np.flatnonzero(self.bucket == b)
-    p = self.weight[members] / self.weight[members].sum()
-    wave_BL = np.zeros((B, T * size), np.float32)
-    U = 3 * T
-    chars_BU, padding_BU = np.zeros((B, U), np.int32), np.ones((B, U), np.float32)
-    frames_B = np.zeros(B, np.int32)
-    for i, m in enumerate(rng.choice(members, B, p=p)):
-      clip = self.clips[m]
-      start, length, text = clip["start"], clip["length"], clip["chars"]
-      room = int((T - 1.5) * size / 1.13)
-      if length > room:
-        start, length, text = start + rng.integers(0, length - room), room, ""
-      wave = self.data[start : start + length].astype(np.float32) / 32768
-      wave = augment(wave, rng, config.codec)[: T * size]
-      wave_BL[i, : len(wave)] = wave
-      # two frames of the silence after the end are worth learning, the rest is not
-      frames_B[i] = min(T, -(-len(wave) // size) + 2)
-      if len(text) <= U:
-        chars_BU[i, : len(text)] = [ALPHABET.index(c) for c in text]
-        padding_BU[i, : len(text)] = 0.0
-    return {"wave": wave_BL, "frames": frames_B, "chars": chars_BU, "char_padding": padding_BU}
+  if critic is not None:
+    metrics["critic"], grads = jax.value_and_grad(adversary.critic_loss)(critic, *spectra)
+    updates, critic_opt = critic_optimizer(config).update(grads, critic_opt)
+    critic = optax.apply_updates(critic, updates)
+  return State(state.step + 1, codec, head, opt, books, critic, critic_opt), metrics
 
 
 def save_state(path: Path, state: State) -> None:
   """Whole or not at all: writes beside, then renames."""
   part = path.with_suffix(".part.npz")
-  np.savez(part, *[np.asarray(x) for x in jax.tree.leaves(state)])
-  part.rename(path)
+  leaves: dict[str, Any] = {f"leaf_{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
+  np.savez(part, **leaves)
+  os.replace(part, path)
 
 
 def restore_state(path: Path, like: State) -> State:
+  """What `save_state` wrote, in the structure of `like`."""
   with np.load(path) as file:
-    leaves = [file[f"arr_{i}"] for i in range(len(file.files))]
-  old = jax.tree.leaves(like)
-  if [x.shape for x in leaves] != [x.shape for x in old]:
-    raise ValueError(f"{path} is of another codec config; train into another directory")
+    leaves = [file[f"leaf_{i}"] for i in range(len(file.files))]
+  if [x.shape for x in leaves] != [x.shape for x in jax.tree.leaves(like)]:
+    raise ValueError(f"{path} is of another config; restore that, or train into another directory")
   return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(x) for x in leaves])
 
 
@@ -290,25 +235,40 @@ def train(config: AudioTrainConfig, corpus: Path, out: Path) -> None:
     out: a directory; also gets state.npz, metrics.jsonl and the decoded clips.
   """
   out.mkdir(parents=True, exist_ok=True)
-  batches = Batches(*pack(corpus, out / "clips", config.codec.sample_rate), config)
+  console = Console(stderr=True)
+  data, index = clips.pack(corpus, out / "clips", config.codec.sample_rate, console)
+  batches = clips.Batches(
+    data,
+    index,
+    frame_size=config.codec.frame_size,
+    buckets=config.buckets,
+    batch_frames=config.batch_frames,
+    seed=config.seed,
+  )
   state, path = init(config), out / "state.npz"
   if path.exists():
     state = restore_state(path, state)
-  saved, first = time.monotonic(), int(state.step)
-  bar = tqdm(range(first, config.steps), initial=first, total=config.steps, mininterval=5)
-  with (out / "metrics.jsonl").open("a") as log:
-    for step in bar:
-      began = time.monotonic()
+  first, log_path = int(state.step), out / "metrics.jsonl"
+  _keep_lines(log_path, first)
+  saved = time.monotonic()
+  with Progress(console=console, disable=not console.is_terminal) as bar, log_path.open("a") as log:
+    task = bar.add_task("audio tokenizer", total=config.steps, completed=first)
+    for step in range(first, config.steps):
       state, metrics = train_step(state, batches[step], config)
       if step % 20 == 0:
         values = {name: round(float(x), 5) for name, x in metrics.items()}
-        values |= {"step": step, "step_s": round(time.monotonic() - began, 3)}
-        log.write(json.dumps(values) + "\n")
+        log.write(json.dumps({"step": step} | values) + "\n")
         log.flush()
-        bar.set_postfix(mel=values["mel"], semantic=values["semantic"])
+        bar.update(task, description=f"audio tokenizer, mel {values['mel']:.3f}")
+      bar.update(task, completed=step + 1)
       if time.monotonic() - saved > config.save_every_s:
         save_state(path, state)
-        audio.save(out, state.codec)
         saved = time.monotonic()
   save_state(path, state)
   audio.save(out, state.codec)
+
+
+def _keep_lines(path: Path, steps: int) -> None:
+  """Drops the lines of steps that will be done again."""
+  lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+  path.write_text("".join(line for line in lines if json.loads(line)["step"] < steps))
