@@ -38,6 +38,7 @@ class ImageTrainConfig:
   shift: int  # pictures are first padded by this many pixels, so that crops move them
   peak_lr: float
   warmup: int  # steps; then cosine to zero
+  cycles: int  # of that schedule; each ends in a usable tokenizer, the next goes on from it
   weight_decay: float
   ema: float  # decay per step, from step 0 on
   l1: float
@@ -56,8 +57,11 @@ class ImageTrainConfig:
         raise ValueError(f"{name}={getattr(self, name)}; want at least 1")
     if not 0 <= self.ema < 1:
       raise ValueError(f"ema={self.ema}; want 0 <= ema < 1")
-    if not 0 <= self.warmup <= self.steps:
-      raise ValueError(f"warmup={self.warmup}; want 0..steps={self.steps}")
+    if self.cycles < 1 or self.steps % self.cycles:
+      raise ValueError(f"cycles={self.cycles}; want at least 1, dividing steps={self.steps}")
+    if not 0 <= self.warmup <= self.steps // self.cycles:
+      raise ValueError(f"warmup={self.warmup}; want 0..{self.steps // self.cycles}, the steps of "
+                       "a cycle")
 
 
 _WINDOW = 11
@@ -210,8 +214,16 @@ def _gradient_loss(d_BHWC: jax.Array) -> jax.Array:
 
 
 def optimizer(config: ImageTrainConfig) -> optax.GradientTransformation:
-  """AdamW with warm-up and cosine decay; only matrices and kernels decay."""
-  rate = optax.warmup_cosine_decay_schedule(0.0, config.peak_lr, config.warmup, config.steps)
+  """AdamW with warm-up and cosine decay; only matrices and kernels decay.
+
+  Source of the cycles: warm restarts, Loshchilov & Hutter 2017.
+  """
+  cycle = config.steps // config.cycles
+  one = optax.warmup_cosine_decay_schedule(0.0, config.peak_lr, config.warmup, cycle)
+
+  def rate(step):
+    return one(step % cycle)
+
   wide = functools.partial(jax.tree.map, lambda p: min(p.shape[-2:]) > 1)
   return optax.chain(
     optax.clip_by_global_norm(1.0),

@@ -17,7 +17,8 @@ from omnijax.tokenizers import image, train_image
 TINY = image.ImageConfig(channels=3, downsample=8, levels=(4, 3), widths=(8, 12),
                          encoder_blocks=(0, 1), decoder_blocks=(1, 0))
 TRAIN = train_image.ImageTrainConfig(
-  model=TINY, steps=6, batch=4, crop=16, shift=1, peak_lr=3e-3, warmup=1, weight_decay=0.01,
+  model=TINY, steps=6, batch=4, crop=16, shift=1, peak_lr=3e-3, warmup=1, cycles=1,
+  weight_decay=0.01,
   ema=0.5, l1=0.5, l2=4.0, ssim=0.1, gradient=0.25, seed=0, save_every=2)
 DIGITS = Path(__file__).parents[2] / "experiments" / "digits" / "data"
 
