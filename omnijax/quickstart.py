@@ -86,8 +86,8 @@ def run(directory: Path, experiment: Path = EXPERIMENT) -> dict[str, Any]:
   stages.note_memory("train")
   with stages.stage("evaluate", key):
     material = _evaluate(module, settings, directory, tokenizers)
-  material = dataclasses.replace(material, stages=stages.seconds,
-                                 train=material.train | stages.of_training())
+  took = stages.of_training(at_least=sum(m.get("step_s", 0.0) for m in material.metrics))
+  material = dataclasses.replace(material, stages=stages.seconds, train=material.train | took)
   with stages.stage("report", key):
     values = report.write(material, directory)
   _show(values, directory)
@@ -154,8 +154,15 @@ class Stages:
     return {name: round(self._values[name]["seconds"], 1) for name in _STAGES
             if name in self._values}
 
-  def of_training(self) -> dict[str, float]:
+  def of_training(self, at_least: float) -> dict[str, float]:
+    """Seconds of training and peak memory.
+
+    at_least: seconds of all steps that were kept: a process that was killed told no time.
+    """
     entry = self._values["train"]
+    if entry["seconds"] < at_least:
+      self._values["train"] = entry = entry | {"seconds": at_least}
+      self._write()
     return {"seconds": round(entry["seconds"], 1), "peak_memory_gib": entry["peak_memory_gib"]}
 
   def _write(self) -> None:
@@ -190,7 +197,7 @@ def _evaluate(module: ModuleType, settings: config_lib.Run, directory: Path,
     tasks = {name: bar.add_task(name, total=len(some)) for name, some in chosen.items() if some}
     answers = directions.evaluate(
       _Late(directory / "run"), board, chosen, out, sampling=module.SAMPLING, seed=_SEED,
-      batch=_BATCH, advance=lambda name, n: bar.advance(tasks[name], n))
+      batch=min(_BATCH, module.ANSWERS), advance=lambda name, n: bar.advance(tasks[name], n))
   vocab = tokenizers_lib.vocab_of(tokenizers, settings.tokenizers.codebooks)
   batches = loader.Loader(settings.data, vocab, seed=settings.train.seed)
   lines = metrics.read(directory / "run")

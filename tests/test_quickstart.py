@@ -40,7 +40,8 @@ def fakes(tmp_path, monkeypatch):
 
   def evaluate(module, settings, directory, tokenizers):
     calls.append(("evaluate", settings))
-    return dataclasses.replace(material, train={"steps": settings.train.steps,
+    lines = [m | {"step_s": 1e-6} if "step_s" in m else m for m in material.metrics]
+    return dataclasses.replace(material, metrics=lines, train={"steps": settings.train.steps,
                                                 **report.learning(material.metrics)})
 
   fakes = type("Fakes", (), {"interrupt": False, "calls": calls})
@@ -88,12 +89,12 @@ def test_interrupted_training_goes_on_and_its_time_adds_up(fakes):
   before = json.loads((fakes.dir / "stages.json").read_text())
   assert before["train"]["key"] is None and before["data"]["key"] is not None
   # As if it had taken long.
-  before["train"]["seconds"] = 100.0
+  before["train"]["seconds"] = 1000.0
   (fakes.dir / "stages.json").write_text(json.dumps(before))
   fakes.interrupt = False
   values = quickstart.run(fakes.dir, fakes.path)
   assert names(fakes).count("train") == 2
-  assert 100 <= values["train"]["seconds"] < 110
+  assert 1000 <= values["train"]["seconds"] < 1010
 
 
 def test_another_experiment_is_trained_anew(fakes):
@@ -123,11 +124,20 @@ def test_memory_of_the_first_training_is_kept(tmp_path, monkeypatch):
   with stages.stage("train", "key"):
     pass
   stages.note_memory("train")
-  kept = stages.of_training()["peak_memory_gib"]
+  kept = stages.of_training(0)["peak_memory_gib"]
   monkeypatch.setattr(quickstart.resource, "getrusage",
                       lambda who: type("R", (), {"ru_maxrss": 1 << 40})())
   stages.note_memory("train")
-  assert stages.of_training()["peak_memory_gib"] == kept > 0
+  assert stages.of_training(0)["peak_memory_gib"] == kept > 0
+
+
+def test_time_of_a_killed_training_is_that_of_its_steps(tmp_path):
+  stages = quickstart.Stages(tmp_path)
+  with stages.stage("train", "key"):
+    pass
+  stages.note_memory("train")
+  assert stages.of_training(0)["seconds"] < 1 and stages.of_training(70.0)["seconds"] == 70
+  assert quickstart.Stages(tmp_path).seconds == {"train": 70}
 
 
 def test_the_config_it_runs_is_a_run():
