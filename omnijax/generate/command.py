@@ -50,9 +50,9 @@ def run(run_dir: Path, inputs: Sequence[tuple[str, str]], *, to: Literal["text",
   try:
     if to == "text":
       part.write_text(f"{answer.text}\n", encoding="utf-8")
-    elif to == "image":
+    elif answer.image is not None:
       write_png(part, answer.image, about)
-    else:
+    elif answer.audio is not None:
       write_wav(part, answer.audio, generator.tokenizers.audio.sample_rate, about)
     part.replace(out)
   finally:

@@ -68,7 +68,9 @@ class Engine:
     self.model = model
     self.layout = Layout(model.vocab, data.text_delay, data.acoustic_delay)
     self.max_positions, self.max_batch = max_positions, max_batch
-    self.mesh = model.head_DV[...].sharding.mesh
+    placed = model.head_DV[...].sharding
+    assert isinstance(placed, jax.sharding.NamedSharding)
+    self.mesh = placed.mesh
     axes = model.rules("batch")[0] or ()
     axes = (axes,) if isinstance(axes, str) else axes
     self._ways = int(np.prod([self.mesh.shape[a] for a in axes]))
@@ -136,7 +138,7 @@ class Engine:
           break
         S = _bucket(S + 1)
         state = cache.grow(state, positions=S)
-    whole = step.Written(*(np.concatenate(x) for x in zip(*written, strict=True)))
+    whole = [np.concatenate(x) for x in zip(*written, strict=True)]
     return [_streams(whole, i * copies, self.layout) for i in range(n)]
 
   def _turn(self, prompts: list[Streams], goals: Sequence[Goal], limits: Sequence[int], B: int,
@@ -193,10 +195,10 @@ def _pieces(prompts: list[Streams], B: int, layout: Layout) -> list[dict[str, np
                count_B=np.clip(length_B - i, 0, T)) for i in range(0, S, T)]
 
 
-def _streams(written: step.Written, row: int, layout: Layout) -> Streams:
-  """What one row wrote, as a rendered document."""
-  wrote = written.wrote_B[:, row]
-  main, modality, position, codes = (x[wrote, row] for x in written[:4])
+def _streams(written: Sequence[np.ndarray], row: int, layout: Layout) -> Streams:
+  """What one row wrote, as a rendered document; `written` are the fields of step.Written."""
+  *fields, wrote_NB = written
+  main, modality, position, codes = (x[wrote_NB[:, row], row] for x in fields)
   frame_at = np.flatnonzero(modality == vocab_lib.AUDIO).astype(np.int32)
   codes = codes[frame_at]
   nothing = np.full_like(codes, layout.vocab.no_code)

@@ -149,6 +149,7 @@ def _trunk(model: Omni, state: State, x_BTD: jax.Array, position_BT3: jax.Array,
                             out_sharding=model.rules("batch", "seq"))
   hidden_BTD, cache = model.trunk(x_BTD, position_BT3, segment_BT, cache=state.cache,
                                   key_segment_BS=key_segment_BS, first_B=first_B)
+  assert cache is not None
   return hidden_BTD, dataclasses.replace(state, cache=cache)
 
 

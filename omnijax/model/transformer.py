@@ -75,6 +75,7 @@ class Omni(nnx.Module):
     cos, sin = rope.angles(position_BT3, cfg.head_dim, cfg.rope_theta, cfg.rope_split)
     if cache is None:
       key_segment_BS, first_B = segment_BT, jnp.zeros_like(segment_BT[:, 0])
+    assert key_segment_BS is not None and first_B is not None, "a cache needs both"
     ctx = Context(cos, sin, segment_BT, key_segment_BS, first_B)
 
     def body(x_BTD, layer):

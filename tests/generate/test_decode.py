@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from flax import nnx
 
-import tiny
 from omnijax import config, sharding
 from omnijax import vocab as vl
 from omnijax.data import documents

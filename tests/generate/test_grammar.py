@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 import tiny
+
 from omnijax import config
 from omnijax import vocab as vl
 from omnijax.data import documents
