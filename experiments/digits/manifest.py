@@ -90,9 +90,13 @@ def _balanced(clips: list[unpack.Clip], rng: random.Random) -> dict[tuple[str, i
   return decks
 
 
-def _weights(decks: dict[str, _Deck]) -> list[float]:
-  """Kinds of voice by the square root of their number: neither drowned nor worn out."""
-  return [len(deck.items) ** 0.5 for deck in decks.values()]
+def _weights(decks: dict[str, _Deck], spoken: bool) -> list[float]:
+  """Kinds of voice by the square root of their number: neither drowned nor worn out.
+
+  The buzzing formant voices are worth hearing, but seldom worth imitating (spoken).
+  """
+  scale = {"espeak": 0.3} if spoken else {}
+  return [scale.get(kind, 1.0) * len(deck.items) ** 0.5 for kind, deck in decks.items()]
 
 
 def write(
@@ -134,7 +138,8 @@ def _training(pictures, clips, docs: int, rng: random.Random):
     direction = kinds.draw()
     language, digit = wanted.draw()
     voices = heard[language, digit]
-    clip = rng.choices(list(voices.values()), _weights(voices))[0].draw()
+    weights = _weights(voices, spoken=direction.endswith("->speech"))
+    clip = rng.choices(list(voices.values()), weights)[0].draw()
     picture = decks[digit].draw()
     if direction == "plain":
       alone = rng.choice((_text(WORDS[language][digit], "assistant"), None))
