@@ -105,8 +105,8 @@ def _pack_frames(rows: _Rows, row_N: np.ndarray, which: np.ndarray, positions_N:
                  frames_N: np.ndarray, frames: int) -> None:
   """Best fit decreasing by the scarcer budget, watching the other.
 
-  The rows nearest in room are tried, then the emptiest; a row in which the other budget is too
-  short for every document that is left is taken out, so that it isn't in the way.
+  The rows nearest in room are tried, then the emptiest: many rows may be full in the other
+  budget, and none of them must hide one that isn't.
   """
   need_N, budget = frames_N[which], frames
   other_N, other_budget = positions_N[which], rows.positions
@@ -114,7 +114,6 @@ def _pack_frames(rows: _Rows, row_N: np.ndarray, which: np.ndarray, positions_N:
   if swap:
     need_N, other_N, budget, other_budget = other_N, need_N, other_budget, budget
   order = np.lexsort((-other_N, -need_N))
-  least = np.minimum.accumulate(other_N[order][::-1])[::-1].tolist()
   room: list[int] = []  # of the other budget, by row
   left: list[int] = []  # of the scarcer budget
   by_left: list[list[int]] = [[] for _ in range(budget + 1)]
@@ -133,7 +132,7 @@ def _pack_frames(rows: _Rows, row_N: np.ndarray, which: np.ndarray, positions_N:
     base += fitting.bit_length() - 1
     return base if fitting and room[by_left[base][-1]] >= b else -1
 
-  for a, b, low in zip(need_N[order].tolist(), other_N[order].tolist(), least, strict=True):
+  for a, b in zip(need_N[order].tolist(), other_N[order].tolist(), strict=True):
     bucket = find(mask >> a, a, b)
     if bucket < 0:
       row = len(left)
@@ -145,9 +144,8 @@ def _pack_frames(rows: _Rows, row_N: np.ndarray, which: np.ndarray, positions_N:
         mask ^= 1 << bucket
     room[row] -= b
     left[row] -= a
-    if room[row] >= low:
-      by_left[left[row]].append(row)
-      mask |= 1 << left[row]
+    by_left[left[row]].append(row)
+    mask |= 1 << left[row]
     out.append(row)
   row_N[which[order]] = out
   rows.count = len(left)

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import multiprocessing
 import re
 
 import fakes
@@ -111,7 +112,10 @@ def test_workers_and_restarts_change_nothing(data, workers, threads, prefetch):
   want = make(data)
   host = make(dataclasses.replace(data, workers=workers, read_threads=threads,
                                   prefetch=prefetch), process_index=1, process_count=2)
-  slices = list(host.iterate(5, 11))
+  batches = host.iterate(5, 11)
+  slices = [next(batches)]
+  assert len(multiprocessing.active_children()) == workers
+  slices += batches
   assert len(slices) == 6
   for step, got in enumerate(slices, 5):
     equal(got, {k: x[2:] for k, x in want.batch_at(step).items()})

@@ -142,7 +142,7 @@ def test_windows_of_an_epoch_hold_every_document_once(once):
     windows = [plan.window(first), plan.window(first + 1)]
     order = [(int(s), int(i)) for w in windows for s, i in zip(w.source, w.document, strict=True)]
     assert sorted(order) == [(0, i) for i in range(96)] + [(1, i) for i in range(32)]
-    epochs.append(order)
+    epochs.append(set(order[: len(windows[0].document)]))
   assert once or epochs[0] != epochs[1]
   if once:
     assert plan.rows == sum(plan.window(i).rows for i in range(2))
