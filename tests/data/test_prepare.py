@@ -177,7 +177,7 @@ def test_a_decoder_that_dies_is_named():
 def test_codes_outside_of_a_tokenizer_are_refused(tmp_path):
   manifest, tokenizers = fakes.mixed(tmp_path, 30), fakes.tokenizers()
   tokenizers.text.size = 100
-  with pytest.raises(ValueError, match="the text tokenizer gave ids 101 to 121; it says it has 100"):
+  with pytest.raises(ValueError, match="text tokenizer gave ids 101 to 121; it says it has 100"):
     run(manifest, tmp_path / "a", tokenizers=tokenizers)
   tokenizers = fakes.tokenizers()
   tokenizers.audio.codes = 7
