@@ -70,6 +70,7 @@ class Engine:
     self.max_positions, self.max_batch = max_positions, max_batch
     placed = model.head_DV[...].sharding
     assert isinstance(placed, jax.sharding.NamedSharding)
+    assert isinstance(placed.mesh, jax.sharding.Mesh)
     self.mesh = placed.mesh
     axes = model.rules("batch")[0] or ()
     axes = (axes,) if isinstance(axes, str) else axes

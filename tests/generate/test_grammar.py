@@ -100,7 +100,9 @@ def test_random_output_is_a_document(layout, seed):
   goals = [engine.Goal(to=to, max_new=20 + seed) for to in ("any", "text", "image", "audio")]
   out = simulate(layout, goals * (ROWS // 4), seed)
   for goal, s in zip(goals * (ROWS // 4), out, strict=True):
-    kinds = [p.kind for p in parse.parts(s, layout)]
+    parts = parse.parts(s, layout)
+    kinds = [p.kind for p in parts]
+    assert all(len(p.codes) for p in parts)
     if goal.to != "any":
       assert kinds == [{"text": vl.TEXT, "image": vl.IMAGE, "audio": vl.AUDIO}[goal.to]]
     same = _again(s, layout, 7)
