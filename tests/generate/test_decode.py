@@ -92,8 +92,8 @@ def check_greedy(model: Omni, before: documents.Streams, goal: Goal, after: docu
   n, end = len(before.main) - 1, len(before.main) - 1 + len(after.main)
   batch = joined(before, after)
   with jax.set_mesh(model.head_DV[...].sharding.mesh):
-    main_1SV, frame_1FQC = WHOLE(model, sharding.place(padded(batch, 256, 128)))
-  main_SV, frame_FQC = np.asarray(main_1SV[0]), np.asarray(frame_1FQC[0])
+    main_1SV, frame_Q1FC = WHOLE(model, sharding.place(padded(batch, 256, 128)))
+  main_SV, frame_QFC = np.asarray(main_1SV[0]), np.asarray(frame_Q1FC[:, 0])
   probe = object.__new__(Engine)
   probe.layout = layout
   turn = probe._turn([before], [goal], [limit], 1, 1, 0)
@@ -109,7 +109,7 @@ def check_greedy(model: Omni, before: documents.Streams, goal: Goal, after: docu
   for f, codes_Q in enumerate(codes_FQ, len(before.frame_at)):
     for q, code in enumerate(codes_Q):
       if code != tiny.VOCAB.no_code:
-        assert frame_FQC[f, q].max() - frame_FQC[f, q, code] < 1e-4
+        assert frame_QFC[q, f].max() - frame_QFC[q, f, code] < 1e-4
 
 
 def test_every_greedy_token_is_the_most_likely_of_a_whole_pass(model, four):
@@ -173,7 +173,7 @@ def test_writing_a_frame_code_by_code_gives_the_logits_of_all_at_once(model):
   jax.effects_barrier()
   assert got_BQ.tolist() == codes_BQ.tolist() and sorted(seen) == list(range(Q))
   for q in range(Q):
-    np.testing.assert_allclose(seen[q], want[:, 0, q], atol=1e-4)
+    np.testing.assert_allclose(seen[q], want[q, :, 0], atol=1e-4)
   assert np.abs(seen[0] - seen[1]).max() > 1e-2
 
 
