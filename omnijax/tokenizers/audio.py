@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -254,7 +255,7 @@ def save(path: Path, codec: Codec) -> None:
   """Writes PATH/{config.json,params.npz}; parameters as float16."""
   path = Path(path)
   path.mkdir(parents=True, exist_ok=True)
-  arrays = {name: np.asarray(x, np.float16) for name, x in _named(codec).items()}
+  arrays: dict[str, Any] = {n: np.asarray(x, np.float16) for n, x in _named(codec).items()}
   config = dataclasses.asdict(codec.config)
   # json turns tuples into lists: fingerprint what `load` will read
   config = json.loads(json.dumps(config))
@@ -270,7 +271,7 @@ def load(path: Path | str) -> AudioTokenizer:
   path = Path(path)
   for name in ("config.json", "params.npz"):
     if not (path / name).exists():
-      raise ValueError(f"no {name} in {path}: not a trained audio tokenizer (see omnijax tokenizer)")
+      raise ValueError(f"no {name} in {path}; want a directory of `omnijax tokenizer train audio`")
   text = json.loads((path / "config.json").read_text())
   with np.load(path / "params.npz") as file:
     arrays = {name: file[name] for name in file.files}

@@ -27,7 +27,9 @@ def letters(transcript: str) -> str:
   return " ".join(text.split())
 
 
-def pack(manifest: Path, cache: Path, sample_rate: int, console: Console) -> tuple[np.ndarray, list[dict]]:
+def pack(
+  manifest: Path, cache: Path, sample_rate: int, console: Console
+) -> tuple[np.ndarray, list[dict]]:
   """Decodes a manifest's clips once: samples (int16, memory-mapped) and {start, length, chars}.
 
   Clips that cannot be read or hold under 0.1 s are left out and counted.

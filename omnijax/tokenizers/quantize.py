@@ -41,7 +41,7 @@ class FSQ:
     return math.prod(self.levels)
 
   def __call__(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Quantises [..., C] floats: the values [..., C] in (-1, 1), straight-through, and codes [...]."""
+    """Values [..., C] in (-1, 1), straight-through, and codes [...] of [..., C] floats."""
     if z.shape[-1] != self.dim:
       raise ValueError(f"last dim is {z.shape[-1]}; levels={self.levels} want {self.dim}")
     levels, base = self._tables(z.ndim)

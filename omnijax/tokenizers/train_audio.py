@@ -120,7 +120,7 @@ def init(config: AudioTrainConfig) -> State:
     if loaded.config != config.codec:
       raise ValueError(f"{config.start} has {loaded.config}; want {config.codec}")
     codec = loaded.codec
-    if not config.codec.fsq_levels:
+    if isinstance(codec.quantizer, quantize.ResidualVQ):
       books = quantize.resume_codebooks(codec.quantizer.codebook_QKE[...], config.batch_frames)
   critic = critic_opt = None
   if config.adversarial_weight > 0:
@@ -194,7 +194,7 @@ def train_step(state: State, batch: dict, config: AudioTrainConfig) -> tuple[Sta
   codec, head = optax.apply_updates(models, updates)
   metrics = parts | {"loss": total, "grad_norm": optax.tree.norm(grads)}
   books, critic, critic_opt = state.books, state.critic, state.critic_opt
-  if not config.codec.fsq_levels:
+  if isinstance(codec.quantizer, quantize.ResidualVQ):
     due = state.step % config.restart_every == 0
     books, codebook_QKE = quantize.learn_codebooks(
       books, quantized, due, config.restart_below, restart_key
@@ -213,7 +213,9 @@ def train_step(state: State, batch: dict, config: AudioTrainConfig) -> tuple[Sta
 def save_state(path: Path, state: State) -> None:
   """Whole or not at all: writes beside, then renames."""
   part = path.with_suffix(".part.npz")
-  leaves: dict[str, Any] = {f"leaf_{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
+  leaves: dict[str, Any] = {}
+  for i, leaf in enumerate(jax.tree.leaves(state)):
+    leaves[f"leaf_{i}"] = np.asarray(leaf)
   np.savez(part, **leaves)
   os.replace(part, path)
 

@@ -1,4 +1,4 @@
-"""Quantisers: codes and vectors agree, residuals shrink, dead codes come back, inputs are checked."""
+"""Quantisers: codes and vectors agree, residuals shrink, dead codes come back, bad input."""
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,14 @@ def learned(z_ND, batches: int) -> quantize.ResidualVQ:
   rvq = quantize.ResidualVQ(RVQ, rngs=nnx.Rngs(0))
   books = quantize.init_codebooks(RVQ)
   levels_N = jnp.full(z_ND.shape[0], RVQ.codebooks)
+
+  @jax.jit
+  def batch(rvq, books, first, key):
+    return quantize.learn_codebooks(books, rvq(z_ND, levels_N), first, 0.05, key)
+
   for i in range(batches):
-    args = (jnp.bool_(i == 0), 0.05, jax.random.key(i))
-    books, rvq.codebook_QKE[...] = quantize.learn_codebooks(books, rvq(z_ND, levels_N), *args)
+    args = (jnp.bool_(i == 0), jax.random.key(i))
+    books, rvq.codebook_QKE[...] = batch(rvq, books, *args)
   return rvq
 
 
