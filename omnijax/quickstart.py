@@ -46,6 +46,7 @@ _HOOKS = {
   "SOURCES": "Path of Markdown about the sources and licences of the data",
 }
 _BATCH = 64  # prompts generated together
+_LONGEST = 64  # positions of an answer in text or speech: 5 s, where a word takes 1
 _SEED = 0  # of which cases are asked, and of the draws
 _CLIPS = 100  # held-out recordings that the codec is measured on
 _PICTURES = 500
@@ -83,7 +84,6 @@ def run(directory: Path, experiment: Path = EXPERIMENT) -> dict[str, Any]:
   with stages.stage("train", key) as todo:
     if todo:
       loop.train(settings, run_dir)
-  stages.note_memory("train")
   with stages.stage("evaluate", key):
     material = _evaluate(module, settings, directory, tokenizers)
   took = stages.of_training(at_least=sum(m.get("step_s", 0.0) for m in material.metrics))
@@ -136,18 +136,10 @@ class Stages:
       if todo:
         # Time under another key was another stage's: what was begun has no key until it is done.
         spent = before.get("seconds", 0.0) if before.get("key") is None else 0.0
-        self._values[name] = before | {"key": key if finished else None,
-                                       "seconds": spent + time.perf_counter() - start}
+        self._values[name] = {
+          "key": key if finished else None, "seconds": spent + time.perf_counter() - start,
+          "peak_memory_gib": max(_peak_memory_gib(), before.get("peak_memory_gib", 0.0))}
         self._write()
-
-  def note_memory(self, name: str) -> None:
-    """Remembers the most memory that this process has had so far, in GiB."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-    entry = self._values[name]
-    if "peak_memory_gib" not in entry:
-      self._values[name] = entry | {"peak_memory_gib": round(gib, 2)}
-      self._write()
 
   @property
   def seconds(self) -> dict[str, float]:
@@ -171,16 +163,22 @@ class Stages:
     part.replace(self._path)
 
 
+def _peak_memory_gib() -> float:
+  """The most memory that this process has had so far."""
+  unit = 1 if sys.platform == "darwin" else 1024
+  return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 2)
+
+
 class _Late:
   """A generator that is loaded when it is first asked: kept answers need none."""
 
   def __init__(self, run_dir: Path):
     self._run_dir, self._loaded = run_dir, None
 
-  def generate(self, prompts: Any, *, to: Any, sampling: Any, seed: int) -> list[decode.Output]:
+  def generate(self, prompts: Any, *, to: Any, **options: Any) -> list[decode.Output]:
     if self._loaded is None:
       self._loaded = decode.Generator.load(self._run_dir, max_batch=_BATCH)
-    return self._loaded.generate(prompts, to=to, sampling=sampling, seed=seed, max_new=64)
+    return self._loaded.generate(prompts, to=to, max_new=_LONGEST, **options)
 
 
 def _evaluate(module: ModuleType, settings: config_lib.Run, directory: Path,
@@ -194,10 +192,15 @@ def _evaluate(module: ModuleType, settings: config_lib.Run, directory: Path,
   chosen = directions.choose(cases, module.ANSWERS, seed=_SEED)
   out = directory / "answers" / f"step-{settings.train.steps:06d}"
   with _bar() as bar:
-    tasks = {name: bar.add_task(name, total=len(some)) for name, some in chosen.items() if some}
+    def advance(name: str, n: int) -> None:
+      bar.start_task(tasks[name])
+      bar.advance(tasks[name], n)
+
+    tasks = {name: bar.add_task(name, total=len(some), start=False)
+             for name, some in chosen.items() if some}
     answers = directions.evaluate(
       _Late(directory / "run"), board, chosen, out, sampling=module.SAMPLING, seed=_SEED,
-      batch=min(_BATCH, module.ANSWERS), advance=lambda name, n: bar.advance(tasks[name], n))
+      batch=min(_BATCH, module.ANSWERS), advance=advance)
   vocab = tokenizers_lib.vocab_of(tokenizers, settings.tokenizers.codebooks)
   batches = loader.Loader(settings.data, vocab, seed=settings.train.seed)
   lines = metrics.read(directory / "run")

@@ -70,7 +70,8 @@ class Answer:
 class Generator(Protocol):
   """What is needed of `omnijax.generate.decode.Generator`."""
 
-  def generate(self, prompts: Any, *, to: str, sampling: Any, seed: int) -> Sequence[Any]: ...
+  def generate(self, prompts: Any, *, to: str, sampling: Any, seed: int,
+               image_size: tuple[int, int]) -> Sequence[Any]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +158,7 @@ def evaluate(generator: Generator, judges: Judges, cases: Mapping[str, Sequence[
     sampling: of the generator; part of what makes kept answers valid.
     seed: of the draws.
     batch: prompts generated together; every batch has this size, so that it compiles once.
-    advance: is told of progress, (direction, number of cases done).
+    advance: is told of progress, (direction, cases just done); 0 when it begins.
   """
   answers = {}
   for number, direction in enumerate(DIRECTIONS):
@@ -171,6 +172,7 @@ def evaluate(generator: Generator, judges: Judges, cases: Mapping[str, Sequence[
       media = path.with_suffix("")
       media.mkdir(parents=True, exist_ok=True)
       kept = []
+      advance(direction, 0)
       for start in range(0, len(mine), batch):
         part = mine[start : start + batch]
         kept += _answer(generator, judges, part, media, start, batch=batch, sampling=sampling,
@@ -189,12 +191,13 @@ def _answer(generator: Generator, judges: Judges, cases: list[Case], media: Path
   to = _TO[cases[0].direction.split("->")[1]]
   full = (cases * batch)[:batch]
   outputs = generator.generate([[dict(p) for p in c.prompt] for c in full], to=to,
-                               sampling=sampling, seed=seed)[: len(cases)]
+                               sampling=sampling, seed=seed,
+                               image_size=(judges_lib.SIDE, judges_lib.SIDE))[: len(cases)]
   texts: list[str | None]
   files: list[str | None] = [None] * len(cases)
   if to == "text":
-    texts = [o.text for o in outputs]
-    verdicts = judges.of_texts([o.text for o in outputs], cases)
+    texts = [o.text or "" for o in outputs]
+    verdicts = judges.of_texts([o.text or "" for o in outputs], cases)
   elif to == "image":
     texts = [None] * len(cases)
     verdicts = judges.of_images([o.image for o in outputs], cases)

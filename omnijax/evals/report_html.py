@@ -314,9 +314,13 @@ def _figures(values: Mapping[str, Any]) -> str:
 
 
 def _flat(values: Any, at: str = "") -> Iterator[tuple[str, str]]:
-  if isinstance(values, Mapping):
+  if at and isinstance(values, Mapping) and "accuracy" in values:
+    digit = f", digit {values['digit_accuracy']:.1%}" if "digit_accuracy" in values else ""
+    yield at, f"{values['accuracy']:.1%}{digit} of {values['n']:,}"
+  elif isinstance(values, Mapping):
     for key, inner in values.items():
-      yield from _flat(inner, f"{at} / {key}" if at else str(key).replace("_", " "))
+      name = str(key).replace("_", " ")
+      yield from _flat(inner, f"{at} / {name}" if at else name)
   elif isinstance(values, float):
     share = at.endswith("accuracy") or at.endswith("used")
     yield at, f"{values:.1%}" if share else f"{values:.4g}"

@@ -96,7 +96,7 @@ class Generator:
       without = [render([_textless(p) for p in parts]) for parts in said]
     streams = self.engine.write([render(parts) for parts in said], [goal] * len(said),
                                 sampling=sampling, seed=seed, guidance=guidance, without=without)
-    return self._decode([parse.parts(s, self.engine.layout) for s in streams])
+    return self.decode([parse.parts(s, self.engine.layout) for s in streams])
 
   def _grid(self, image_size: tuple[int, int] | None) -> tuple[int, int] | None:
     if image_size is None:
@@ -153,7 +153,7 @@ class Generator:
       words = np.asarray(self._tokenizer("text").encode(words), np.int32)
     return Part(kind, role, codes, words)
 
-  def _decode(self, turns: list[list[Part]]) -> list[Output]:
+  def decode(self, turns: list[list[Part]]) -> list[Output]:
     """The first picture and sound of each turn, equal shapes decoded together, and all text."""
     def media(kind: int, decode: Any) -> dict[int, np.ndarray]:
       first = {i: next((p.codes for p in parts if p.kind == kind), None)

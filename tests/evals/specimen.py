@@ -63,7 +63,8 @@ class Generator:
   def __init__(self, wrong=None):
     self.wrong, self.calls = wrong, []
 
-  def generate(self, prompts, *, to, sampling, seed):
+  def generate(self, prompts, *, to, sampling, seed, image_size):
+    assert image_size == (32, 32)
     self.calls.append((to, len(prompts), sampling, seed))
     return [self._one(prompt, to) for prompt in prompts]
 

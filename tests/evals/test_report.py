@@ -108,14 +108,21 @@ def test_text_of_others_is_escaped(made):
 
 def test_kinds_of_positions():
   batch = specimen.batch()
-  kinds = charts.kinds(batch, 0, specimen.VOCAB)
-  first = [k for k, s in zip(kinds, batch["segment"][0], strict=True) if s == 1]
-  # BOS USER LISTEN, 8 frames and the acoustic delay's one, END ASSISTANT s i x EOS
-  assert first == (["control"] * 3 + ["speech heard"] * 9 + ["control"] * 2 + ["text"] * 3
-                   + ["control"])
+  kinds = np.array(charts.kinds(batch, 0, specimen.VOCAB))
   assert set(kinds) == {*charts.KINDS, ""}
-  second = [k for k, s in zip(kinds, batch["segment"][0], strict=True) if s == 2]
-  assert second.count("speech spoken") == 9 and second.count("image") == 16
+  np.testing.assert_array_equal(kinds == "", batch["segment"][0] == 0)
+  frames = {}  # by segment
+  for at in batch["frame_at"][0]:
+    if at < len(kinds):
+      segment = int(batch["segment"][0, at])
+      frames[segment] = [*frames.get(segment, []), kinds[at]]
+  # Of the frames, those that a delay leaves without first or last codes included.
+  assert {k: set(v) for k, v in frames.items()} == {1: {"speech heard"}, 2: {"speech spoken"}}
+  assert len(frames[1]) == len(frames[2]) == 9
+  assert sum(np.char.startswith(kinds, "speech")) == 18
+  first, second = (kinds[batch["segment"][0] == s].tolist() for s in (1, 2))
+  assert first[:3] == ["control"] * 3 and first[-4:] == ["text"] * 3 + ["control"]
+  assert second.count("image") == 16 and second.count("text") == 2
 
 
 def test_chart_ignores_what_is_missing_and_scales_to_the_rest():

@@ -149,7 +149,7 @@ def test_several_outputs_of_different_shapes_find_their_places(generator):
                                     np.array([T]))
   image = lambda h: documents.Part(vl.IMAGE, documents.ASSISTANT, np.full((h, 1), h))
   turns = [[speech(3)], [image(2), speech(1)], [image(1), image(2)], [speech(3), image(1)]]
-  out = generator._decode(turns)
+  out = generator.decode(turns)
   assert [None if o.image is None else o.image.shape[0] // 4 for o in out] == [None, 2, 1, 1]
   assert [None if o.audio is None else len(o.audio) // FRAME for o in out] == [3, 1, None, 3]
   assert [o.monologue for o in out] == ["\3", "\1", None, "\3"]
