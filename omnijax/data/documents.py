@@ -121,10 +121,12 @@ def lengths(counts_N: np.ndarray, task_N: np.ndarray | int, dropped_N: np.ndarra
   ad, td = data.acoustic_delay, data.text_delay
   talk_N = (task_N == TRANSCRIBE) | (task_N == SPEAK)
   spoken_N = np.where(task_N == TRANSCRIBE, 0, c["monologues"]).astype(np.int64)
-  delays_N = ad * c["audio"].astype(np.int64) + td * spoken_N
+  audio_N = c["audio"].astype(np.int64)
   text_N = np.where(talk_N, c["text"], 0) - np.where((task_N == DRAW) & dropped_N, c["text"], 0)
+  # The first delayed frame shares its position with AUDIO_END.
+  delays_N = max(ad - 1, 0) * audio_N + td * spoken_N
   positions_N = c["positions"] + delays_N + np.where(task_N == PLAIN, 0, 2) + text_N
-  return positions_N, c["frames"] + delays_N
+  return positions_N, c["frames"] + ad * audio_N + td * spoken_N
 
 
 def choose(usable_NT: np.ndarray, chance_N: np.ndarray, data: config_lib.Data
@@ -214,7 +216,7 @@ class _Writer:
         role, size = part.role, size + 1
       if part.kind == vocab_lib.AUDIO:
         frames += self._slots(part)
-        size += 2 + self._slots(part)
+        size += 1 + self._slots(part) + (not data.acoustic_delay)
       else:
         size += part.codes.size + 2 * (part.kind == vocab_lib.IMAGE)
     Q = vocab.codebooks
@@ -268,18 +270,24 @@ class _Writer:
     listen, Q, T = part.role == USER, self.vocab.codebooks, len(part.codes)
     words = None if listen else part.words
     self.control(vocab_lib.LISTEN if listen else vocab_lib.SPEAK, weight)
-    slots = self._slots(part)
+    slots, lag = self._slots(part), self.data.acoustic_delay
+    lead = slots - T - lag
     inside = 0.0 if words is None else weight
     span = self._run(vocab_lib.PAD, slots, vocab_lib.AUDIO, inside)
     if words is not None:
       n = len(words)
       at = np.arange(n) * T // max(n, 1)
       self.main[span][at] = words.astype(np.int32) + self.vocab.text_start
-    self.control(vocab_lib.AUDIO_END, inside)
+    if lag:
+      # At the first position without a first code: that there is none must not tell the model,
+      # which at generation decides the end before it writes codes, that the end is near.
+      self.main[span][lead + T] = vocab_lib.AUDIO_END
+      self.weight[span][lead + T + 1 :] = 0.0
+    else:
+      self.control(vocab_lib.AUDIO_END, inside)
 
     rows = slice(self.frame, self.frame + slots)
     self.frame_at[rows] = np.arange(span.start, span.stop)
-    lead, lag = slots - T - self.data.acoustic_delay, self.data.acoustic_delay
     group = self.frames[rows, Q:] if listen else self.frames[rows, :Q]
     group[lead : lead + T, 0] = part.codes[:, 0]
     group[lead + lag : lead + lag + T, 1:] = part.codes[:, 1:Q]

@@ -12,7 +12,7 @@ from flax import nnx
 from omnijax import config as config_lib
 from omnijax.kernels.attention import attention
 from omnijax.model import rope
-from omnijax.model.layers import param, rms_norm, scale
+from omnijax.model.layers import dense, param, rms_norm, scale
 from omnijax.sharding import Rules
 
 
@@ -50,12 +50,9 @@ class Attention(nnx.Module):
   def __call__(self, x_BTD: jax.Array, ctx: Context,
                cache: Cache | None) -> tuple[jax.Array, Cache | None]:
     """Attends within the row, or against the cache after writing the new positions to it."""
-    dtype = x_BTD.dtype
-    q_BTNH = jnp.einsum("btd,dnh->btnh", x_BTD, self.w_q_DNH[...].astype(dtype))
-    k_BTKH = jnp.einsum("btd,dkh->btkh", x_BTD, self.w_k_DKH[...].astype(dtype))
-    v_BTKH = jnp.einsum("btd,dkh->btkh", x_BTD, self.w_v_DKH[...].astype(dtype))
-    q_BTNH = rms_norm(q_BTNH, self.q_gain_H[...], self.eps)
-    k_BTKH = rms_norm(k_BTKH, self.k_gain_H[...], self.eps)
+    v_BTKH = dense(x_BTD, self.w_v_DKH[...])
+    q_BTNH = rms_norm(dense(x_BTD, self.w_q_DNH[...]), self.q_gain_H[...], self.eps)
+    k_BTKH = rms_norm(dense(x_BTD, self.w_k_DKH[...]), self.k_gain_H[...], self.eps)
     q_BTNH = rope.rotate(q_BTNH, ctx.cos_BT1P, ctx.sin_BT1P)
     k_BTKH = rope.rotate(k_BTKH, ctx.cos_BT1P, ctx.sin_BT1P)
     if cache is not None:
@@ -64,8 +61,7 @@ class Attention(nnx.Module):
       k_BTKH, v_BTKH = cache
     o_BTNH = attention(q_BTNH, k_BTKH, v_BTKH, segment_BT=ctx.segment_BT,
                        key_segment_BS=ctx.key_segment_BS, first_B=ctx.first_B)
-    out_BTD = jnp.einsum("btnh,nhd->btd", o_BTNH, self.w_o_NHD[...].astype(dtype),
-                         out_sharding=self.rules("batch", "seq", "act_embed"))
+    out_BTD = dense(o_BTNH, self.w_o_NHD[...], inputs=2, out=self.rules("batch", "act_embed"))
     return out_BTD, cache
 
 

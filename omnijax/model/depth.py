@@ -4,8 +4,8 @@ The RQ-Transformer of Moshi (Defossez et al., 2024): a small causal Transformer 
 whose every weight is its own per codebook, conditioned on the trunk's hidden state before the
 frame and on the main token of the frame.
 
-B batch  F frames  Q codebooks  T <= Q new codebooks  E depth embed  D trunk embed  N heads
-H head dim  M mlp  C codes
+B batch  F frames  L = B * F  Q codebooks  K codebooks seen  E depth embed  D trunk embed
+N heads  H head dim  M mlp  C codes
 """
 
 from collections.abc import Callable
@@ -19,6 +19,10 @@ from omnijax import vocab as vocab_lib
 from omnijax.kernels.attention import MASKED
 from omnijax.model.layers import param, rms_norm, scale
 from omnijax.sharding import Rules
+
+
+def _by_codebook(x_QLI: jax.Array, w_QIO: jax.Array, out: jax.P | None = None) -> jax.Array:
+  return jnp.einsum("qli,qio->qlo", x_QLI, w_QIO.astype(x_QLI.dtype), out_sharding=out)
 
 
 class DepthBlock(nnx.Module):
@@ -43,27 +47,27 @@ class DepthBlock(nnx.Module):
     self.w_up_QEM = param(rngs, (Q, E, M), (None, "embed", "mlp"), rules, std=std)
     self.w_down_QME = param(rngs, (Q, M, E), (None, "mlp", "embed"), rules, std=out * M**-0.5)
 
-  def __call__(self, x_BFQE: jax.Array) -> jax.Array:
+  def __call__(self, x_QLE: jax.Array) -> jax.Array:
     """All codebooks of each frame at once, codebook q seeing codebooks 0..q."""
-    act = self.rules("batch", None, None, "act_embed")
-    dtype, Q = x_BFQE.dtype, x_BFQE.shape[2]
-    h_BFQE = rms_norm(x_BFQE, self.attn_gain_QE[...][None, None], self.eps)
-    project = lambda w: jnp.einsum("bfqe,qenh->bfqnh", h_BFQE, w[...].astype(dtype))
-    q_BFQNH = rms_norm(project(self.w_q_QENH), self.q_gain_H[...], self.eps)
-    k_BFQNH = rms_norm(project(self.w_k_QENH), self.k_gain_H[...], self.eps)
-    v_BFQNH = project(self.w_v_QENH)
-    s_BFNQQ = jnp.einsum("bfqnh,bfknh->bfnqk", q_BFQNH, k_BFQNH).astype(jnp.float32)
-    causal_QQ = jnp.tril(jnp.ones((Q, Q), bool))[None, None, None]
-    s_BFNQQ = jnp.where(causal_QQ, s_BFNQQ * q_BFQNH.shape[-1] ** -0.5, MASKED)
-    p_BFNQQ = jax.nn.softmax(s_BFNQQ, -1).astype(dtype)
-    o_BFQNH = jnp.einsum("bfnqk,bfknh->bfqnh", p_BFNQQ, v_BFQNH)
-    x_BFQE += jnp.einsum("bfqnh,qnhe->bfqe", o_BFQNH, self.w_o_QNHE[...].astype(dtype),
-                         out_sharding=act)
-    h_BFQE = rms_norm(x_BFQE, self.mlp_gain_QE[...][None, None], self.eps)
-    gate_BFQM = jnp.einsum("bfqe,qem->bfqm", h_BFQE, self.w_gate_QEM[...].astype(dtype))
-    up_BFQM = jnp.einsum("bfqe,qem->bfqm", h_BFQE, self.w_up_QEM[...].astype(dtype))
-    return x_BFQE + jnp.einsum("bfqm,qme->bfqe", jax.nn.silu(gate_BFQM) * up_BFQM,
-                               self.w_down_QME[...].astype(dtype), out_sharding=act)
+    act = self.rules(None, "batch", "act_embed")
+    dtype, (Q, L, E) = x_QLE.dtype, x_QLE.shape
+    N, H = self.w_q_QENH.shape[2:]
+    h_QLE = rms_norm(x_QLE, self.attn_gain_QE[...][:, None], self.eps)
+    project = lambda w: _by_codebook(h_QLE, w[...].reshape(Q, E, N * H)).reshape(Q, L, N, H)
+    q_QLNH = rms_norm(project(self.w_q_QENH), self.q_gain_H[...], self.eps)
+    k_QLNH = rms_norm(project(self.w_k_QENH), self.k_gain_H[...], self.eps)
+    v_QLNH = project(self.w_v_QENH)
+    # So few codebooks that products and sums beat thousands of tiny matmuls.
+    s_QKLN = jnp.sum((q_QLNH[:, None] * k_QLNH[None]).astype(jnp.float32), -1) * H**-0.5
+    causal_QK11 = jnp.tril(jnp.ones((Q, Q), bool))[:, :, None, None]
+    p_QKLN = jax.nn.softmax(jnp.where(causal_QK11, s_QKLN, MASKED), 1).astype(dtype)
+    o_QLNH = jnp.sum(p_QKLN[..., None] * v_QLNH[None], 1)
+    x_QLE += _by_codebook(o_QLNH.reshape(Q, L, N * H), self.w_o_QNHE[...].reshape(Q, N * H, E),
+                          act)
+    h_QLE = rms_norm(x_QLE, self.mlp_gain_QE[...][:, None], self.eps)
+    gate_QLM = _by_codebook(h_QLE, self.w_gate_QEM[...])
+    up_QLM = _by_codebook(h_QLE, self.w_up_QEM[...])
+    return x_QLE + _by_codebook(jax.nn.silu(gate_QLM) * up_QLM, self.w_down_QME[...], act)
 
   def step(self, x_BE: jax.Array, q: jax.Array, cache: tuple[jax.Array, jax.Array]
            ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -115,30 +119,32 @@ class Depth(nnx.Module):
       codes_BFQ: the codes; codebook q is predicted from codebooks before q only.
 
     Returns:
-      float32 [B, F, Q, C].
+      float32 [Q, B, F, C]: codebooks lead, since each has weights of its own.
     """
-    dtype = hidden_BFD.dtype
-    act = self.rules("batch", None, None, "act_embed")
-    x_BFQE = self.conditions(hidden_BFD, main_BFD)
+    B, F, Q = codes_BFQ.shape
+    x_QLE = self.conditions(hidden_BFD, main_BFD)
     before_BFQ = jnp.pad(codes_BFQ[..., :-1], ((0, 0), (0, 0), (1, 0)),
                          constant_values=self.no_code)
+    before_QL = before_BFQ.reshape(B * F, Q).T
     table_QCE = jax.reshard(self.code_QCE[...], jax.P(None, None, None))
-    book_11Q = jnp.arange(codes_BFQ.shape[-1])[None, None]
-    x_BFQE += table_QCE.at[book_11Q, before_BFQ].get(
-      out_sharding=act).astype(dtype)
-    body = lambda x, block: (block(x), None)
-    x_BFQE, _ = jax.lax.scan(body, x_BFQE, self.blocks)
-    x_BFQE = rms_norm(x_BFQE, self.gain_QE[...][None, None], self.eps)
-    return jnp.einsum("bfqe,qec->bfqc", x_BFQE.astype(jnp.float32), self.w_out_QEC[...])
+    x_QLE += table_QCE.at[jnp.arange(Q)[:, None], before_QL].get(
+      out_sharding=self.rules(None, "batch", "act_embed")).astype(x_QLE.dtype)
+    x_QLE, _ = jax.lax.scan(lambda x, block: (block(x), None), x_QLE, self.blocks)
+    x_QLE = rms_norm(x_QLE, self.gain_QE[...][:, None], self.eps).astype(jnp.float32)
+    logits_QLC = _by_codebook(x_QLE, self.w_out_QEC[...])
+    act = jax.P(None, jax.typeof(hidden_BFD).sharding.spec[0], None,
+                jax.typeof(logits_QLC).sharding.spec[2])
+    return jax.lax.reshape(logits_QLC, (Q, B, F, logits_QLC.shape[-1]), out_sharding=act)
 
   def conditions(self, hidden_BFD: jax.Array, main_BFD: jax.Array) -> jax.Array:
-    """What the input [B, F, Q, E] of every codebook takes from the trunk and the main token."""
+    """What the input [Q, B * F, E] of every codebook takes from the trunk and the main token."""
+    D = hidden_BFD.shape[-1]
     dtype = hidden_BFD.dtype
-    x_BFQE = jnp.einsum("bfd,qde->bfqe", hidden_BFD, self.w_in_QDE[...].astype(dtype),
-                        out_sharding=self.rules("batch", None, None, "act_embed"))
-    main_BFE = jnp.einsum("bfd,de->bfe", main_BFD, self.w_main_DE[...].astype(dtype),
-                          out_sharding=self.rules("batch", None, "act_embed"))
-    return x_BFQE + main_BFE[:, :, None]
+    x_QLE = jnp.einsum("ld,qde->qle", hidden_BFD.reshape(-1, D), self.w_in_QDE[...].astype(dtype),
+                       out_sharding=self.rules(None, "batch", "act_embed"))
+    main_LE = jnp.einsum("ld,de->le", main_BFD.reshape(-1, D), self.w_main_DE[...].astype(dtype),
+                         out_sharding=self.rules("batch", "act_embed"))
+    return x_QLE + main_LE[None]
 
   def write(self, hidden_BD: jax.Array, main_BD: jax.Array,
             choose: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
@@ -152,7 +158,7 @@ class Depth(nnx.Module):
     Q, B = self.code_QCE.shape[0], hidden_BD.shape[0]
     layers, N, H = self.blocks.w_o_QNHE.shape[0], *self.blocks.w_o_QNHE.shape[2:4]
     dtype, act = hidden_BD.dtype, self.rules("batch", "act_embed")
-    given_BQE = self.conditions(hidden_BD[:, None], main_BD[:, None])[:, 0]
+    given_QBE = self.conditions(hidden_BD[:, None], main_BD[:, None])
     table_QCE = jax.reshard(self.code_QCE[...], jax.P(None, None, None))
     own = lambda w, q: jax.lax.dynamic_index_in_dim(w, q, 0, keepdims=False)
     empty = jnp.zeros((layers, B, Q, N, H), dtype,
@@ -160,7 +166,7 @@ class Depth(nnx.Module):
 
     def step(carry, q):
       before_B, cache = carry
-      x_BE = jax.lax.dynamic_index_in_dim(given_BQE, q, 1, keepdims=False)
+      x_BE = own(given_QBE, q)
       x_BE += own(table_QCE, q).at[before_B].get(out_sharding=act).astype(dtype)
       body = lambda x_BE, layer: layer[0].step(x_BE, q, layer[1])
       x_BE, cache = jax.lax.scan(body, x_BE, (self.blocks, cache))

@@ -17,7 +17,7 @@ from omnijax.model import rope
 from omnijax.model.attention import Attention, Cache, Context
 from omnijax.model.depth import Depth
 from omnijax.model.embed import Embed
-from omnijax.model.layers import Mlp, param, rms_norm, scale
+from omnijax.model.layers import Mlp, param, rms_norm, scale, unflatten
 from omnijax.sharding import Rules
 
 _REMAT = {
@@ -90,10 +90,12 @@ class Omni(nnx.Module):
   def logits(self, hidden_BTD: jax.Array) -> jax.Array:
     """Main logits, float32 [B, T, V]: row t scores the main token at t + 1."""
     w_DV = self.head_DV[...].astype(hidden_BTD.dtype)
-    return jnp.einsum("btd,dv->btv", hidden_BTD, w_DV, preferred_element_type=jnp.float32)
+    hidden_LD = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
+    logits_LV = jnp.einsum("ld,dv->lv", hidden_LD, w_DV, preferred_element_type=jnp.float32)
+    return unflatten(logits_LV, hidden_BTD)
 
   def frame_logits(self, hidden_BSD: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
-    """Logits of the speak codes of a packed batch's frames, float32 [B, F, Q, C]."""
+    """Logits of the speak codes of a packed batch's frames, float32 [Q, B, F, C]."""
     before_BF = jnp.maximum(batch["frame_at"] - 1, 0)
     pick = jax.vmap(lambda x, at: x.at[at].get(mode="clip"))
     hidden_BFD = pick(hidden_BSD, before_BF)
@@ -101,6 +103,6 @@ class Omni(nnx.Module):
     return self.depth(hidden_BFD, main_BFD, batch["frames"][..., : self.vocab.codebooks])
 
   def __call__(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Main logits [B, S, V] and frame logits [B, F, Q, C] of a packed batch, float32."""
+    """Main logits [B, S, V] and frame logits [Q, B, F, C] of a packed batch, float32."""
     hidden_BSD, _ = self.trunk(self.embed(batch), batch["position"], batch["segment"])
     return self.logits(hidden_BSD), self.frame_logits(hidden_BSD, batch)

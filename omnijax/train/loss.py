@@ -59,14 +59,14 @@ def nll(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def numerators(model: Omni, batch: Batch) -> dict[str, jax.Array]:
   """Weighted sums of nats of each part, in the shapes of `denominators`; `z` is log Z squared."""
-  main_logits_BSV, frame_logits_BFQC = model(batch)
+  main_logits_BSV, frame_logits_QBFC = model(batch)
   t = targets(batch)
   nll_BS, log_z_BS = nll(main_logits_BSV, t["main"])
-  codes_BFQ = batch["frames"][..., : model.vocab.codebooks]
-  frame_nll_BFQ, _ = nll(frame_logits_BFQC, codes_BFQ)
+  codes_QBF = jnp.moveaxis(batch["frames"][..., : model.vocab.codebooks], 2, 0)
+  frame_nll_QBF, _ = nll(frame_logits_QBFC, codes_QBF)
   every_BS = t["text"] + t["monologue_pad"] + t["image"]
   out = {k: jnp.sum(nll_BS * t[k]) for k in ("text", "monologue_pad", "image")}
-  out["audio"] = jnp.sum(frame_nll_BFQ * t["frames"], (0, 1))
+  out["audio"] = jnp.sum(frame_nll_QBF * jnp.moveaxis(t["frames"], 2, 0), (1, 2))
   out["z"] = jnp.sum(log_z_BS**2 * every_BS)
   return out
 

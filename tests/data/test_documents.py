@@ -55,43 +55,52 @@ def test_image_positions_are_a_grid_and_text_goes_on_after_its_longer_side():
 
 def test_speech_with_words():
   s = render([audio(3, words=[1, 2])], acoustic_delay=1, text_delay=1)
-  assert s.main.tolist() == [v.BOS, v.SPEAK, T0 + 1, T0 + 2, v.PAD, v.PAD, v.PAD, v.AUDIO_END,
-                             v.EOS]
-  assert s.modality.tolist() == [0, 0, 2, 2, 2, 2, 2, 0, 0]
-  assert s.weight.tolist() == [0, 1, 1, 1, 1, 1, 1, 1, 1]
+  assert s.main.tolist() == [v.BOS, v.SPEAK, T0 + 1, T0 + 2, v.PAD, v.PAD, v.AUDIO_END, v.EOS]
+  assert s.modality.tolist() == [0, 0, 2, 2, 2, 2, 2, 0]
+  assert s.weight.tolist() == [0, 1, 1, 1, 1, 1, 1, 1]
   assert s.frame_at.tolist() == [2, 3, 4, 5, 6]
   speak = [[NO, NO], [0, NO], [1, 10], [2, 11], [NO, 12]]
   assert s.frames.tolist() == [[*row, NO, NO] for row in speak]
   assert s.frame_weight.tolist() == [[0, 0], [1, 0], [1, 1], [1, 1], [0, 1]]
-  assert s.position.tolist() == [[i] * 3 for i in range(9)]
+  assert s.position.tolist() == [[i] * 3 for i in range(8)]
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2, 3])
+def test_the_end_of_speech_is_at_the_first_position_without_a_first_code(lag):
+  s = render([audio(2, words=[1])], acoustic_delay=lag)
+  ending = [v.AUDIO_END] + [v.PAD] * (lag - 1)
+  assert s.main.tolist() == [v.BOS, v.SPEAK, T0 + 1, v.PAD, *ending, v.EOS]
+  assert s.frames[:, 0].tolist() == [0, 1] + [NO] * lag
+  assert s.weight.tolist() == [0, 1, 1, 1, 1] + [0] * (len(ending) - 1) + [1]
+  assert s.modality.tolist() == [0, 0] + [2] * (2 + lag) + [0] * (1 + (lag == 0))
 
 
 def test_words_are_spread_over_the_frames():
   s = render([audio(6, words=[1, 2])], acoustic_delay=0)
   assert s.main[2:8].tolist() == [T0 + 1, 0, 0, T0 + 2, 0, 0]
   s = render([audio(2, words=[1, 2])])
-  assert s.main[2:5].tolist() == [T0 + 1, T0 + 2, 0]
+  assert s.main[2:5].tolist() == [T0 + 1, T0 + 2, v.AUDIO_END]
 
 
 def test_speech_without_words_trains_no_main_stream_and_has_no_lead():
   s = render([audio(2)], text_delay=3)
-  assert s.main.tolist() == [v.BOS, v.SPEAK, 0, 0, 0, v.AUDIO_END, v.EOS]
-  assert s.weight.tolist() == [0, 1, 0, 0, 0, 0, 1]
+  assert s.main.tolist() == [v.BOS, v.SPEAK, 0, 0, v.AUDIO_END, v.EOS]
+  assert s.weight.tolist() == [0, 1, 0, 0, 0, 1]
   assert s.frame_weight.tolist() == [[1, 0], [1, 1], [0, 1]]
 
 
 def test_speech_in_which_nothing_is_said_trains_the_silence():
   s = render([audio(2, words=[])])
-  assert s.main.tolist() == [v.BOS, v.SPEAK, 0, 0, 0, v.AUDIO_END, v.EOS]
-  assert s.weight.tolist() == [0, 1, 1, 1, 1, 1, 1]
+  assert s.main.tolist() == [v.BOS, v.SPEAK, 0, 0, v.AUDIO_END, v.EOS]
+  assert s.weight.tolist() == [0, 1, 1, 1, 1, 1]
 
 
 def test_listening_is_input_only_and_turns_are_marked():
   s = render([audio(2, words=[9], role=d.USER), text(3, role=d.USER), text(4, role=d.ASSISTANT)],
              prompt_weight=0.25, text_delay=2)
-  assert s.main.tolist() == [v.BOS, v.USER, v.LISTEN, 0, 0, 0, v.AUDIO_END, T0 + 3, v.ASSISTANT,
+  assert s.main.tolist() == [v.BOS, v.USER, v.LISTEN, 0, 0, v.AUDIO_END, T0 + 3, v.ASSISTANT,
                              T0 + 4, v.EOS]
-  assert s.weight.tolist() == [0, 1, 0.25, 0, 0, 0, 0, 0.25, 1, 1, 1]
+  assert s.weight.tolist() == [0, 1, 0.25, 0, 0, 0, 0.25, 1, 1, 1]
   assert s.frames.tolist() == [[NO, NO, 0, NO], [NO, NO, 1, 10], [NO, NO, NO, 11]]
   assert not s.frame_weight.any()
 
@@ -115,10 +124,10 @@ def test_caption_and_draw(order):
 
 def test_transcribe_and_speak():
   s = render([audio(2, words=[7])], d.TRANSCRIBE)
-  assert s.main.tolist() == [v.BOS, v.USER, v.LISTEN, 0, 0, 0, v.AUDIO_END, v.ASSISTANT, T0 + 7,
+  assert s.main.tolist() == [v.BOS, v.USER, v.LISTEN, 0, 0, v.AUDIO_END, v.ASSISTANT, T0 + 7,
                              v.EOS]
   s = render([audio(2, words=[7])], d.SPEAK)
-  assert s.main.tolist() == [v.BOS, v.USER, T0 + 7, v.ASSISTANT, v.SPEAK, T0 + 7, 0, 0,
+  assert s.main.tolist() == [v.BOS, v.USER, T0 + 7, v.ASSISTANT, v.SPEAK, T0 + 7, 0,
                              v.AUDIO_END, v.EOS]
 
 

@@ -89,12 +89,7 @@ def _spoken(s: documents.Streams) -> np.ndarray:
   return (s.modality == vl.AUDIO) & (s.main != vl.AUDIO_END)
 
 
-late = pytest.mark.xfail(strict=False, reason="render puts AUDIO_END after the acoustic delay")
-
-
-@pytest.mark.parametrize("layout", [pytest.param(x, marks=late if x.acoustic_delay else ())
-                                    for x in LAYOUTS],
-                         ids=lambda x: f"{x.text_delay}-{x.acoustic_delay}")
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda x: f"{x.text_delay}-{x.acoustic_delay}")
 @pytest.mark.parametrize("seed", range(6))
 def test_random_output_is_a_document(layout, seed):
   goals = [engine.Goal(to=to, max_new=20 + seed) for to in ("any", "text", "image", "audio")]

@@ -18,7 +18,8 @@ _forward = jax.jit(lambda model, batch: model(batch))
 
 
 def forward(model, batch):
-  return jax.device_get(_forward(model, sharding.place(batch)))
+  main_BSV, frames_QBFC = jax.device_get(_forward(model, sharding.place(batch)))
+  return main_BSV, np.moveaxis(frames_QBFC, 0, 2)
 
 
 @pytest.fixture

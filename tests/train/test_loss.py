@@ -18,12 +18,12 @@ def log_softmax(x):
 
 def test_loss_is_the_weighted_sum_over_targets(mesh):
   model = Omni(tiny.MODEL, tiny.VOCAB, sharding.RULES, rngs=nnx.Rngs(0))
-  batch = tiny.batch(3, rows=4)
+  batch = tiny.batch(3, rows=8)
   cfg = config.Loss(text=1.0, monologue_pad=0.5, image=0.7, first_codebook=3.0, acoustic=0.2,
                     z=0.0)
   main, frames = (np.asarray(x, np.float64) for x in jax.jit(lambda m, b: m(b))(model, sharding.place(batch)))
   nats, weight, seen = 0.0, 0.0, set()
-  for b in range(4):
+  for b in range(8):
     for t in range(1, tiny.DATA.positions):
       if batch["segment"][b, t] == 0 or batch["segment"][b, t] != batch["segment"][b, t - 1]:
         continue
@@ -40,7 +40,7 @@ def test_loss_is_the_weighted_sum_over_targets(mesh):
       for q in range(3):
         w = batch["frame_weight"][b, f, q] * (3.0 if q == 0 else 0.2)
         if w:
-          nats -= w * log_softmax(frames[b, f, q])[batch["frames"][b, f, q]]
+          nats -= w * log_softmax(frames[q, b, f])[batch["frames"][b, f, q]]
           weight += w
           seen.add(("codebook", q))
         assert at < tiny.DATA.positions or w == 0
