@@ -173,7 +173,8 @@ class _Late:
   """A generator that is loaded when it is first asked: kept answers need none."""
 
   def __init__(self, run_dir: Path):
-    self._run_dir, self._loaded = run_dir, None
+    self._run_dir = run_dir
+    self._loaded: decode.Generator | None = None
 
   def generate(self, prompts: Any, *, to: Any, **options: Any) -> list[decode.Output]:
     if self._loaded is None:

@@ -38,8 +38,8 @@ def lines(curves: Sequence[Curve], *, title: str, x_label: str, y_label: str,
   Axes carry the units; `title` is read out by screen readers together with the last values.
   """
   W, H, left, right, top, bottom = 360, 210, 50, 10, 10, 38
-  kept = [(c, *_thin(c)) for c in curves]
-  kept = [k for k in kept if len(k[1])]
+  thin = [(c, _thin(c)) for c in curves]
+  kept = [(c, x, y, mean) for c, (x, y, mean) in thin if len(x)]
   if not kept:
     return f'<p class="none">{html.escape(title)}: nothing was recorded.</p>'
   x_top = max(float(x.max()) for _, x, _, _ in kept) or 1.0

@@ -199,10 +199,13 @@ def _arrow(name: str) -> str:
 
 
 def _learning(m: Material) -> str:
-  curve = lambda key, label, colour, smooth=True, scale=1.0: charts.Curve(
-    label, colour, *zip(*[(r["step"], None if r[key] is None else r[key] * scale)
-                          for r in m.metrics if key in r] or [(0, None)], strict=True), smooth)
-  figures = []
+  def curve(key: str, label: str, colour: str, smooth: bool = True, scale: float = 1.0
+            ) -> charts.Curve:
+    points = [(r["step"], None if r[key] is None else r[key] * scale)
+              for r in m.metrics if key in r]
+    return charts.Curve(label, colour, [x for x, _ in points], [y for _, y in points], smooth)
+
+  figures: list[tuple[str, str, str]] = []
   for kind, colour in zip(vocab_lib.MODALITIES, ("--text", "--image", "--speak"), strict=True):
     curves = [curve(f"loss/{kind}", kind, colour)]
     if kind == "audio":
