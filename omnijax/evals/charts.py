@@ -47,14 +47,14 @@ def lines(curves: Sequence[Curve], *, title: str, x_label: str, y_label: str,
   px = lambda x: left + (W - left - right) * x / x_top
   py = lambda y: H - bottom - (H - top - bottom) * np.clip(y / y_top, 0, 1)
   out = []
-  for y in _ticks(y_top, 5):
-    label = f"{y:.3g}%" if percent else _short(y)
-    out.append(f'<line class="grid" x1="{left}" x2="{W - right}" y1="{py(y):.1f}" '
-               f'y2="{py(y):.1f}"/><text x="{left - 7}" y="{py(y) + 4:.1f}" '
+  for tick in _ticks(y_top, 5):
+    label = f"{tick:.3g}%" if percent else _short(tick)
+    out.append(f'<line class="grid" x1="{left}" x2="{W - right}" y1="{py(tick):.1f}" '
+               f'y2="{py(tick):.1f}"/><text x="{left - 7}" y="{py(tick) + 4:.1f}" '
                f'text-anchor="end">{label}</text>')
-  for x in _ticks(x_top, 6):
-    out.append(f'<text x="{px(x):.1f}" y="{H - bottom + 17}" text-anchor="middle">'
-               f"{_short(x)}</text>")
+  for tick in _ticks(x_top, 6):
+    out.append(f'<text x="{px(tick):.1f}" y="{H - bottom + 17}" text-anchor="middle">'
+               f"{_short(tick)}</text>")
   said = []
   for curve, x, y, mean in kept:
     if curve.smooth and len(x) > 8:
