@@ -259,7 +259,9 @@ def from_json(text: str) -> Run:
 
 def fingerprint(value: Any) -> str:
   """16 hex digits that change when anything in a dataclass or JSON value changes."""
-  plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+  plain = value
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    plain = dataclasses.asdict(value)
   text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 

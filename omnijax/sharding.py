@@ -58,8 +58,9 @@ def mesh_shape(mesh: config_lib.Mesh, devices: int) -> tuple[int, ...]:
   known = math.prod(n for n in shape if n != -1)
   filled = tuple(devices // known if n == -1 else n for n in shape)
   if math.prod(filled) != devices:
-    raise ValueError(f"mesh {dict(zip(AXES, shape))} needs a multiple of {known} devices, "
-                     f"and there are {devices}; make the axes multiply to {devices}.")
+    named = dict(zip(AXES, shape, strict=True))
+    raise ValueError(f"mesh {named} needs a multiple of {known} devices, and there are "
+                     f"{devices}; make the axes multiply to {devices}.")
   return filled
 
 

@@ -17,7 +17,8 @@ IDENTITY = checkpoint.Identity(run=tiny.run(), vocab=tiny.VOCAB, data="d",
 
 
 def on(shape):
-  return jax.set_mesh(sharding.make_mesh(config.Mesh(**dict(zip(sharding.AXES, shape)))))
+  axes = dict(zip(sharding.AXES, shape, strict=True))
+  return jax.set_mesh(sharding.make_mesh(config.Mesh(**axes)))
 
 
 def rest(state):

@@ -33,7 +33,8 @@ def parts(r: np.random.Generator) -> list[documents.Part]:
   }
   kinds = r.integers(0, 3, r.integers(1, 4))
   roles = r.choice([documents.USER, documents.ASSISTANT], len(kinds))
-  return [documents.Part(int(k), int(role), *make[int(k)]()) for k, role in zip(kinds, roles)]
+  return [documents.Part(int(k), int(role), *make[int(k)]())
+          for k, role in zip(kinds, roles, strict=True)]
 
 
 def streams(r: np.random.Generator) -> documents.Streams:

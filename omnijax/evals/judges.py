@@ -14,6 +14,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +118,7 @@ def speech_logits(params: Params, x_BFM: jax.Array) -> jax.Array:
 
 def save(path: pathlib.Path, params: Params, labels: Sequence[str]) -> None:
   """Writes a judge as one .npz: float16 weights and its labels."""
-  arrays = {name: np.asarray(value, np.float16) for name, value in params.items()}
+  arrays: dict[str, Any] = {k: np.asarray(v, np.float16) for k, v in params.items()}
   np.savez(path, labels=np.array(json.dumps(list(labels))), **arrays)
 
 
@@ -203,12 +204,13 @@ def load_speech(path: pathlib.Path) -> SpeechJudge:
 
 def accuracy(got: Sequence, want: Sequence, groups: Sequence[str] | None = None) -> dict:
   """Share of equal items, as {"accuracy", "n"} and, with groups, {"by_group": {name: same}}."""
-  got, want = np.asarray(got), np.asarray(want)
-  if got.shape != want.shape or not got.size:
-    raise ValueError(f"got {got.shape} answers for {want.shape} questions; want as many, and some")
-  report: dict = {"accuracy": float(np.mean(got == want)), "n": int(got.size)}
+  answers, truth = np.asarray(got), np.asarray(want)
+  if answers.shape != truth.shape or not answers.size:
+    raise ValueError(f"got {answers.shape} answers for {truth.shape} questions; want as many, "
+                     "and some")
+  report: dict = {"accuracy": float(np.mean(answers == truth)), "n": int(answers.size)}
   if groups is not None:
     names = np.asarray(groups)
     chosen = {str(name): names == name for name in sorted(set(groups))}
-    report["by_group"] = {k: accuracy(got[where], want[where]) for k, where in chosen.items()}
+    report["by_group"] = {k: accuracy(answers[where], truth[where]) for k, where in chosen.items()}
   return report

@@ -15,7 +15,7 @@ from omnijax import vocab as vocab_lib
 from omnijax.data import documents
 from omnijax.data.records import Records
 from omnijax.generate import command, decode, parse
-from omnijax.generate.engine import Goal
+from omnijax.generate.engine import Goal, To
 from omnijax.generate.sample import Sampling, Setting
 from omnijax.model.transformer import Omni
 
@@ -51,14 +51,15 @@ def write(run: config_lib.Run, vocab: vocab_lib.Vocab, tokenizers: Any, model: O
   return out
 
 
-def _prompts(run: config_lib.Run) -> dict[str, list[list[documents.Part]]]:
+def _prompts(run: config_lib.Run) -> dict[To, list[list[documents.Part]]]:
   """By modality, prompts that end where the assistant's turn begins."""
-  found: dict[str, list[list[documents.Part]]] = {name: [] for name in vocab_lib.MODALITIES}
+  found: dict[To, list[list[documents.Part]]] = {"text": [], "image": [], "audio": []}
+  kinds: list[To] = list(found)  # in the order of the modality tags
   turn = documents.Part(vocab_lib.TEXT, documents.ASSISTANT, np.zeros(0, np.int32))
   for parts in _documents(run):
     first = next((i for i, p in enumerate(parts) if p.role == documents.ASSISTANT), None)
     if first:
-      mine = found[vocab_lib.MODALITIES[parts[first].kind]]
+      mine = found[kinds[parts[first].kind]]
       if len(mine) < EACH:
         mine.append([*parts[:first], turn])
   return found

@@ -106,3 +106,8 @@ class Omni(nnx.Module):
     """Main logits [B, S, V] and frame logits [Q, B, F, C] of a packed batch, float32."""
     hidden_BSD, _ = self.trunk(self.embed(batch), batch["position"], batch["segment"])
     return self.logits(hidden_BSD), self.frame_logits(hidden_BSD, batch)
+
+
+def init(cfg: config_lib.Model, vocab: vocab_lib.Vocab, rules: Rules, key: jax.Array) -> Omni:
+  """A model with fresh weights on the current mesh, a function of the key alone."""
+  return Omni(cfg, vocab, rules, rngs=nnx.Rngs(key))

@@ -57,9 +57,8 @@ def train(run: config_lib.Run, run_dir: Path) -> None:
     state = _restore_or_init(run, r.vocab, saved)
     first = int(state.step)
     writer = metrics_lib.Writer(run_dir, first)
-    log.info("%s: %.2fM parameters, mesh %s, %s", "resuming at step %d" % first if first else
-             "starting", state_lib.parameter_count(state.model) / 1e6,
-             dict(mesh.shape), r.loader.stats())
+    log.info("starting at step %d: %.2fM parameters, mesh %s, %s", first,
+             state_lib.parameter_count(state.model) / 1e6, dict(mesh.shape), r.loader.stats())
     try:
       state = _steps(run, r, state, first, saved, writer, run_dir, peak)
     finally:
@@ -69,7 +68,7 @@ def train(run: config_lib.Run, run_dir: Path) -> None:
 
 def _steps(run, r, state, first, saved, writer, run_dir, peak):
   """All steps; metrics of a step are fetched after the next one is on its way."""
-  step_fn = step_lib.make_train_step(run)
+  step_fn: Any = step_lib.make_train_step(run)
   line = _Line(run, r, writer, peak)
   done = first
   try:
@@ -83,7 +82,7 @@ def _steps(run, r, state, first, saved, writer, run_dir, peak):
       done = step + 1
       if run.eval.every and done % run.eval.every == 0:
         line.flush()
-        writer.write(step, _evaluate(run, r, state))
+        writer.write_eval(done, _evaluate(run, r, state))
         line.restart()
       if run.train.sample_every and done % run.train.sample_every == 0:
         line.flush()
@@ -109,7 +108,7 @@ def _steps(run, r, state, first, saved, writer, run_dir, peak):
   return state
 
 
-def evaluate(run_dir: Path, *, batches: int | None = None) -> dict[str, float]:
+def evaluate(run_dir: Path, *, batches: int | None = None) -> dict[str, Any]:
   """Held-out losses of a run's newest checkpoint, in nats and physical units."""
   step, identity = checkpoint_lib.read_identity(run_dir / "checkpoints")
   run = identity.run
@@ -200,13 +199,13 @@ def _timed(batches: Iterator[Any]) -> Iterator[tuple[Any, float]]:
     yield batch, time.perf_counter() - start
 
 
-def _evaluate(run, r, state) -> dict[str, float]:
+def _evaluate(run, r, state) -> dict[str, Any]:
   """Mean held-out losses over run.eval.batches, weighted by targets."""
   eval_fn = step_lib.make_eval_step(run)
   held = loader_lib.Loader.heldout(run.data, r.vocab, seed=0,
                                    process_index=jax.process_index(),
                                    process_count=jax.process_count())
-  total = None
+  total: Any = None
   for batch in held.iterate(0, min(run.eval.batches, held.steps)):
     one = jax.device_get(eval_fn(state, sharding.place(batch)))
     total = one if total is None else jax.tree.map(np.add, total, one)
@@ -248,7 +247,8 @@ class _Line:
     got = jax.device_get(metrics)
     now = time.perf_counter()
     seconds, self._mark = now - self._mark, now
-    values = {"loss": float(got["loss"]), **metrics_lib.losses(got["sums"], got["dens"])}
+    values: dict[str, Any] = {"loss": float(got["loss"])}
+    values |= metrics_lib.losses(got["sums"], got["dens"])
     values |= _physical(self._r, values, batch)
     positions = int((batch["segment"] > 0).sum()) * jax.process_count()
     values |= {"grad_norm": float(got["grad_norm"]), "data_wait_s": waited, "step_s": seconds,
@@ -262,7 +262,8 @@ class _Line:
                                "optim.peak_lr, or resume from an older checkpoint.")
 
   def _print(self, step: int, v: dict[str, Any]) -> None:
-    parts = [f"{k} {v['loss/' + k]:.3f}" for k in vocab_lib.MODALITIES if v["loss/" + k] is not None]
+    means = {k: v["loss/" + k] for k in vocab_lib.MODALITIES}
+    parts = [f"{k} {mean:.3f}" for k, mean in means.items() if mean is not None]
     left = int(v["step_s"] * (self._run.train.steps - step - 1))
     log.info("step %d/%d  loss %.3f  %s  %.0f tok/s  mfu %.1f%%  %d:%02d left", step + 1,
              self._run.train.steps, v["loss"], "  ".join(parts), v["tokens_per_s"],

@@ -108,19 +108,28 @@ def peak_flops() -> float:
 
 
 class Writer:
-  """Appends a run's metrics to metrics.jsonl and to TensorBoard event files."""
+  """Appends a run's figures to metrics.jsonl, eval.jsonl and TensorBoard event files."""
 
   def __init__(self, run_dir: Path, resume_step: int):
-    self._path = run_dir / "metrics.jsonl"
-    _forget_after(self._path, resume_step)
-    self._file = self._path.open("a")
+    self._files = {}
+    for name in ("metrics", "eval"):
+      path = run_dir / f"{name}.jsonl"
+      _forget_after(path, resume_step)
+      self._files[name] = path.open("a")
     self._board = SummaryWriter(str(run_dir / "tensorboard"), flush_secs=10,
                                 purge_step=resume_step)
 
   def write(self, step: int, values: dict[str, Any]) -> None:
-    """One line per step; the file is readable at any time."""
-    self._file.write(json.dumps({"step": step, **values}) + "\n")
-    self._file.flush()
+    """One line per step in metrics.jsonl; the file is readable at any time."""
+    self._line("metrics", step, values)
+
+  def write_eval(self, step: int, values: dict[str, Any]) -> None:
+    """Held-out figures after so many steps, in eval.jsonl."""
+    self._line("eval", step, values)
+
+  def _line(self, name: str, step: int, values: dict[str, Any]) -> None:
+    self._files[name].write(json.dumps({"step": step, **values}) + "\n")
+    self._files[name].flush()
     for key, value in values.items():
       if value is not None:
         self._board.add_scalar(key, value, step)
@@ -131,7 +140,8 @@ class Writer:
     return self._board
 
   def close(self) -> None:
-    self._file.close()
+    for file in self._files.values():
+      file.close()
     self._board.close()
 
 

@@ -6,10 +6,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 
 from omnijax import config as config_lib
 from omnijax import vocab as vocab_lib
+from omnijax.model import transformer
 from omnijax.model.transformer import Omni
 from omnijax.sharding import RULES, Rules
 from omnijax.train import optim
@@ -47,7 +47,7 @@ def _maker(run: config_lib.Run, vocab: vocab_lib.Vocab, rules: Rules):
   tx = optim.make(run.optim, run.train.steps)
 
   def make(key: jax.Array) -> TrainState:
-    model = Omni(run.model, vocab, rules, rngs=nnx.Rngs(key))
+    model = transformer.init(run.model, vocab, rules, key)
     state = TrainState(jnp.int32(0), model, tx.init(model))
     # Constants of the optimizer are born untyped; give them the type a step gives back, or the
     # second step compiles again.

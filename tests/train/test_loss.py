@@ -21,7 +21,8 @@ def test_loss_is_the_weighted_sum_over_targets(mesh):
   batch = tiny.batch(3, rows=8)
   cfg = config.Loss(text=1.0, monologue_pad=0.5, image=0.7, first_codebook=3.0, acoustic=0.2,
                     z=0.0)
-  main, frames = (np.asarray(x, np.float64) for x in jax.jit(lambda m, b: m(b))(model, sharding.place(batch)))
+  logits = jax.jit(lambda m, b: m(b))(model, sharding.place(batch))
+  main, frames = (np.asarray(x, np.float64) for x in logits)
   nats, weight, seen = 0.0, 0.0, set()
   for b in range(8):
     for t in range(1, tiny.DATA.positions):

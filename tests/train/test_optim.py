@@ -27,7 +27,8 @@ def test_roles_of_all_parameters(mesh):
 
 def test_muon_sees_matrices_as_inputs_by_outputs(mesh):
   model = jax.eval_shape(lambda: Omni(tiny.MODEL, tiny.VOCAB, sharding.RULES, rngs=nnx.Rngs(0)))
-  dims = optim.muon_dims({"w_q_DNH": model.blocks.attn.w_q_DNH, "w_o_NHD": model.blocks.attn.w_o_NHD,
+  attn = model.blocks.attn
+  dims = optim.muon_dims({"w_q_DNH": attn.w_q_DNH, "w_o_NHD": attn.w_o_NHD,
                           "w_o_QNHE": model.depth.blocks.w_o_QNHE})
   assert tuple(dims["w_q_DNH"]) == ((1,), (2, 3))
   assert tuple(dims["w_o_NHD"]) == ((1, 2), (3,))
