@@ -1,0 +1,179 @@
+"""The life of a run: real tokenizers and records, killed and resumed, evaluated and refused."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+import tiny
+from PIL import Image
+
+from omnijax import checkpoint, config
+from omnijax.data import encode, loader, prepare
+from omnijax.tokenizers import load as tokenizers_lib
+from omnijax.train import loop, metrics
+
+STEPS = 12
+
+
+@pytest.fixture(scope="session")
+def records(tmp_path_factory):
+  """Sixty documents of text, pictures and sound through the tokenizers that ship."""
+  root = tmp_path_factory.mktemp("raw")
+  r = np.random.default_rng(0)
+  for i in range(4):
+    Image.fromarray(r.integers(0, 255, (16, 16, 3), np.uint8)).save(root / f"{i}.png")
+    tone = np.sin(np.arange(4000) * (0.05 + 0.02 * i)).astype(np.float32) * 0.3
+    soundfile.write(root / f"{i}.wav", tone, 16000)
+  words = ["one", "two", "three", "four"]
+  with (root / "m.jsonl").open("w") as out:
+    for n in range(60):
+      i = n % 4
+      parts = [{"text": words[i], "role": "user"}, {"image": f"{i}.png", "role": "assistant"}]
+      if n % 3 == 1:
+        parts = [{"text": words[i], "role": "user"},
+                 {"audio": f"{i}.wav", "transcript": words[i], "role": "assistant"}]
+      if n % 3 == 2:
+        parts = [{"audio": f"{i}.wav", "transcript": words[i], "role": "user"},
+                 {"text": words[i], "role": "assistant"}]
+      out.write(json.dumps({"parts": parts}) + "\n")
+  loaded = tokenizers_lib.load_all(config.Tokenizers())
+  prepare.prepare(root / "m.jsonl", root / "records", tokenizers=encode.Tokenizers(*loaded),
+                  processes=0, progress=False)
+  return root / "records"
+
+
+def make_run(records, **changes):
+  base = dict(
+    data=config.Data(sources=(str(records),), heldout=(str(records),), rows=4, positions=64,
+                     frames=24, prefetch=2),
+    tokenizers=config.Tokenizers(codebooks=3), mesh=config.Mesh(data=1, fsdp=1),
+    train=config.Train(steps=STEPS, log_every=5, save_every=2),
+    eval=config.Eval(every=6, batches=1))
+  return tiny.run(**(base | changes))
+
+
+def losses(run_dir):
+  return [line["loss"] for line in metrics.read(run_dir)]
+
+
+@pytest.fixture(scope="session")
+def whole(records, tmp_path_factory):
+  """An uninterrupted run."""
+  run_dir = tmp_path_factory.mktemp("whole")
+  loop.train(make_run(records), run_dir)
+  return run_dir
+
+
+def test_a_run_directory_describes_itself(whole, records):
+  lines = metrics.read(whole)
+  assert [line["step"] for line in lines] == list(range(STEPS))
+  for key in ("loss", "loss/text", "loss/image", "loss/audio", "tokens_per_s", "mfu",
+              "data_wait_s", "step_s", "bits_per_byte", "bits_per_pixel", "bits_per_second"):
+    assert all(np.isfinite(line[key]) for line in lines), key
+  assert lines[-1]["loss"] < lines[0]["loss"] - 0.5
+  assert config.from_json((whole / "config.json").read_text()) == make_run(records)
+  sample = whole / "samples" / f"{STEPS:07d}"
+  assert {p.name for p in sample.iterdir()} >= {"text.txt", "image_0.png", "audio_0.wav"}
+  assert list((whole / "tensorboard").iterdir()) and (whole / "log.txt").exists()
+  evals = [json.loads(x) for x in (whole / "eval.jsonl").read_text().splitlines()]
+  assert [e["step"] for e in evals] == [6, 12]
+  assert checkpoint.read_identity(whole / "checkpoints")[0] == STEPS
+
+
+_CHILD = """
+import sys
+import conftest
+from pathlib import Path
+import test_loop
+from omnijax.train import loop
+loop.train(test_loop.make_run(Path(sys.argv[1])), Path(sys.argv[2]))
+"""
+
+
+def test_killed_and_resumed_is_bitwise_the_whole_run(whole, records, tmp_path):
+  run_dir, seed = tmp_path / "run", random.randrange(1 << 30)
+  here = os.path.dirname(__file__)
+  env = os.environ | {"PYTHONPATH": os.pathsep.join([here, os.path.dirname(here),
+                                                     os.path.dirname(os.path.dirname(here))])}
+  command = [sys.executable, "-c", _CHILD, str(records), str(run_dir)]
+  child = subprocess.Popen(command, env=env, start_new_session=True)
+  target = random.Random(seed).randrange(3, STEPS - 1)
+  lines = run_dir / "metrics.jsonl"
+  while not (lines.exists() and lines.read_text().count("\n") >= target):
+    assert child.poll() is None, "the run ended before it was killed"
+    time.sleep(0.02)
+  os.killpg(child.pid, signal.SIGKILL)
+  child.wait()
+  before = losses(run_dir)
+  assert before, f"seed {seed}"
+  loop.train(make_run(records), run_dir)
+  assert losses(run_dir) == losses(whole), f"seed {seed}, killed after step {target}"
+
+
+def test_another_experiment_is_refused(whole, records):
+  with pytest.raises(ValueError, match=r"holds another run: model was .*new --run-dir"):
+    loop.train(make_run(records, model={"layers": 1}), whole)
+  assert losses(whole)  # nothing was lost
+
+
+def test_other_codebooks_are_another_run(whole, records):
+  with pytest.raises(ValueError, match="holds another run: tokenizers"):
+    loop.train(make_run(records, tokenizers=config.Tokenizers(codebooks=2)), whole)
+
+
+def test_a_mesh_that_does_not_divide_is_named(records, tmp_path):
+  with pytest.raises(ValueError, match=r"data.rows .* is 4.*product 8.*use 8"):
+    loop.train(make_run(records, mesh=config.Mesh(data=8, fsdp=1)), tmp_path)
+
+
+def test_a_directory_that_cannot_be_written(records, tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(ValueError, match=r"run directory .*file/run can't be written.*--run-dir"):
+    loop.train(make_run(records), tmp_path / "file" / "run")
+
+
+def test_rows_too_small_for_a_document(records, tmp_path):
+  data = config.Data(sources=(str(records),), rows=4, positions=4, frames=4)
+  with pytest.raises(ValueError, match=re.compile("positions", re.I)):
+    loop.train(make_run(records, data=data), tmp_path / "run")
+  assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_evaluation_reads_and_does_not_write(whole):
+  before = sorted((p, p.stat().st_mtime_ns) for p in (whole / "checkpoints").rglob("*"))
+  values = loop.evaluate(whole, batches=1)
+  assert values["step"] == STEPS and 0 < values["eval/loss/text"] < 10
+  assert sorted((p, p.stat().st_mtime_ns) for p in (whole / "checkpoints").rglob("*")) == before
+
+
+def test_model_flops_against_a_count_by_hand():
+  batch = tiny.pack([[tiny.streams(np.random.default_rng(0))]])
+  m, flops = tiny.MODEL, metrics.model_flops(tiny.MODEL, tiny.VOCAB, batch)
+  n, f = int((batch["segment"] > 0).sum()), int((batch["frame_at"] < 64).sum())
+  layer = 32 * 64 + 2 * 32 * 32 + 64 * 32 + 3 * 32 * 64
+  assert flops["trunk"] == 6 * n * m.layers * layer
+  assert flops["attention"] == 12 * n * (n + 1) / 2 * m.layers * 64
+  assert flops["head"] == 6 * n * 32 * tiny.VOCAB.size
+  assert flops["depth"] == 6 * f * (3 * 32 * 32 + 32 * 32 + 3 * 32 * (4 * 32 + 3 * 32) + 9 * 32
+                                    + 3 * 32 * 50)
+
+
+def test_hosts_and_workers_see_the_same_batches(records):
+  run = make_run(records)
+  vocab = tokenizers_lib.vocab_of(tokenizers_lib.load_all(run.tokenizers), 3)
+  one = loader.Loader(run.data, vocab, seed=0).batch_at(5)
+  two = [loader.Loader(run.data, vocab, seed=0, process_index=i, process_count=2).batch_at(5)
+         for i in range(2)]
+  for key, value in one.items():
+    np.testing.assert_array_equal(value, np.concatenate([b[key] for b in two]))
+  assert not np.array_equal(two[0]["main"], two[1]["main"])
+  assert jax.tree.leaves(one)
