@@ -46,6 +46,7 @@ class Vocab:
   image: int  # codes of the image tokenizer
   audio: int  # codes of each codebook
   codebooks: int  # Q, codebooks per group (speak, listen)
+  code_dim: int = 64  # of the vector that an audio code stands for in its codec
 
   @property
   def text_start(self) -> int:

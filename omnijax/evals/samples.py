@@ -93,4 +93,4 @@ def _store(out: Path, board: Any, name: str, answer: decode.Output, about: dict[
     board.add_image(name, answer.image, step, dataformats="HWC")
   if answer.audio is not None:
     command.write_wav(out / f"{name}.wav", answer.audio, sample_rate, about)
-    board.add_audio(name, answer.audio[None], step, sample_rate)
+    board.add_audio(name, answer.audio[:, None], step, sample_rate)

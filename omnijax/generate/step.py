@@ -59,7 +59,7 @@ class Written(NamedTuple):
 @functools.partial(jax.jit, donate_argnames="state")
 def prefill(model: Omni, state: State, piece: Piece) -> State:
   """Appends a piece of prompt to each row; prompts of any length are pieces of one length."""
-  x_BTD = model.embed.dense(piece.main_BT, piece.modality_BT, piece.frames_BTG)
+  x_BTD = model.embed.at_once(piece.main_BT, piece.modality_BT, piece.frames_BTG)
   hidden_BTD, state = _trunk(model, state, x_BTD, piece.position_BT3, state.length_B)
   last_B = jnp.maximum(piece.count_B - 1, 0)
   pick = jax.vmap(lambda x_TD, i: jax.lax.dynamic_index_in_dim(x_TD, i, 0, keepdims=False))
@@ -100,7 +100,7 @@ def step(model: Omni, state: State, turn: Turn, *, layout: Layout, guided: bool
   codes_BQ = _codes(model, hidden_BD, main_B, key_B, turn, layout)
   frames_BG = jnp.concatenate([codes_BQ, jnp.full_like(codes_BQ, layout.vocab.no_code)], 1)
   wrote_B = (g.phase_B != grammar.DONE) & (after.phase_B != grammar.DONE)
-  x_B1D = model.embed.dense(main_B[:, None], modality_B[:, None], frames_BG[:, None])
+  x_B1D = model.embed.at_once(main_B[:, None], modality_B[:, None], frames_BG[:, None])
   # Rows that are done write past the end of the cache, where writes are dropped.
   at_B = jnp.where(wrote_B, state.length_B, state.positions)
   hidden_B1D, state = _trunk(model, state, x_B1D, position_B3[:, None], at_B)

@@ -1,7 +1,11 @@
 """Input of the trunk: main token + modality tag + the codes of the position's frame, summed.
 
-B batch  S positions  D embed  V vocabulary  M modalities  F frames  G = 2Q codebook streams
-C codes of a codebook and one for "no code"
+What is listened to comes as the codec's own vectors through a learned projection, not as free
+rows of a table: codes that lie close together sound alike, also when a voice uses codes that no
+training voice used.
+
+B batch  S positions  D embed  V vocabulary  M modalities  F frames  Q codebooks  G = 2Q streams
+C codes of a codebook and one for "no code"  A dim of the codec's vectors
 """
 
 import jax
@@ -10,7 +14,7 @@ from flax import nnx
 
 from omnijax import config as config_lib
 from omnijax import vocab as vocab_lib
-from omnijax.model.layers import param
+from omnijax.model.layers import dense, param
 from omnijax.sharding import Rules
 
 
@@ -19,14 +23,17 @@ class Embed(nnx.Module):
 
   def __init__(self, cfg: config_lib.Model, vocab: vocab_lib.Vocab, rules: Rules, *,
                rngs: nnx.Rngs):
-    D, V, G, C = cfg.dim, vocab.size, 2 * vocab.codebooks, vocab.audio + 1
+    D, V, Q, C, A = cfg.dim, vocab.size, vocab.codebooks, vocab.audio + 1, vocab.code_dim
     self.rules, self.dtype = rules, jnp.dtype(cfg.dtype)
     self.no_code = vocab.no_code
     self.main_VD = param(rngs, (V, D), ("vocab", "embed"), rules, std=D**-0.5)
     self.tag_MD = param(rngs, (len(vocab_lib.MODALITIES), D), (None, "embed"), rules,
                         std=D**-0.5)
-    self.code_GCD = param(rngs, (G, C, D), (None, None, "embed"), rules,
-                          std=(D * vocab.codebooks) ** -0.5)
+    self.code_QCD = param(rngs, (Q, C, D), (None, None, "embed"), rules, std=(D * Q) ** -0.5)
+    # Fixed: see `with_vectors`. Until then random, so that codes can be told apart.
+    self.fixed_QCA = param(rngs, (Q, C, A), (None, None, None), rules, std=1.0)
+    self.listen_QAD = param(rngs, (Q, A, D), (None, None, "embed"), rules,
+                            std=(D * Q * A) ** -0.5)
 
   def tokens(self, main: jax.Array) -> jax.Array:
     """Embeddings [..., D] of main ids of any shape whose first dim is the batch."""
@@ -35,12 +42,20 @@ class Embed(nnx.Module):
 
   def frames(self, codes_BFG: jax.Array) -> jax.Array:
     """Sum [B, F, D] of the embeddings of a frame's codes; "no code" contributes nothing."""
-    table_GCD = jax.reshard(self.code_GCD[...], jax.P(None, None, None))
-    stream_11G = jnp.arange(codes_BFG.shape[-1])[None, None]
+    table_QCD = jax.reshard(self.code_QCD[...], jax.P(None, None, None))
+    Q = table_QCD.shape[0]
+    book_11Q = jnp.arange(Q)[None, None]
     act = self.rules("batch", None, None, None)
-    each_BFGD = table_GCD.at[stream_11G, codes_BFG].get(out_sharding=act)
-    live_BFG1 = (codes_BFG != self.no_code)[..., None]
-    return jnp.sum(jnp.where(live_BFG1, each_BFGD, 0.0), 2).astype(self.dtype)
+
+    def rows(table: jax.Array, codes_BFQ: jax.Array) -> jax.Array:
+      each = table.at[book_11Q, codes_BFQ].get(out_sharding=act)
+      return jnp.where((codes_BFQ != self.no_code)[..., None], each, 0.0)
+
+    speak_BFD = jnp.sum(rows(table_QCD, codes_BFG[..., :Q]), 2)
+    heard_BFQA = rows(jax.lax.stop_gradient(self.fixed_QCA[...]), codes_BFG[..., Q:])
+    listen_BFD = dense(heard_BFQA, self.listen_QAD[...], inputs=2,
+                       out=self.rules("batch", "act_embed"))
+    return (speak_BFD + listen_BFD).astype(self.dtype)
 
   def tagged(self, main_BS: jax.Array, modality_BS: jax.Array) -> jax.Array:
     """Embeddings [B, S, D] of main tokens and their modality tags, without frames."""
@@ -54,7 +69,8 @@ class Embed(nnx.Module):
     return jax.vmap(lambda x, at, frame: x.at[at].add(frame, mode="drop"))(
       x_BSD, batch["frame_at"], self.frames(batch["frames"]))
 
-  def dense(self, main_BT: jax.Array, modality_BT: jax.Array, frames_BTG: jax.Array) -> jax.Array:
+  def at_once(self, main_BT: jax.Array, modality_BT: jax.Array, frames_BTG: jax.Array
+              ) -> jax.Array:
     """Input [B, T, D] of steps of generation, every position with a frame, often of no codes."""
     x_BTD = self.tagged(main_BT, modality_BT)
     sound = jnp.any(modality_BT == vocab_lib.AUDIO)

@@ -108,6 +108,18 @@ class Omni(nnx.Module):
     return self.logits(hidden_BSD), self.frame_logits(hidden_BSD, batch)
 
 
-def init(cfg: config_lib.Model, vocab: vocab_lib.Vocab, rules: Rules, key: jax.Array) -> Omni:
-  """A model with fresh weights on the current mesh, a function of the key alone."""
-  return Omni(cfg, vocab, rules, rngs=nnx.Rngs(key))
+def init(cfg: config_lib.Model, vocab: vocab_lib.Vocab, rules: Rules, key: jax.Array,
+         vectors_QCA: jax.Array | None = None) -> Omni:
+  """A model with fresh weights on the current mesh.
+
+  Args:
+    key: what the weights are a function of.
+    vectors_QCA: what the audio codes stand for in their codec, [codebooks, codes, code_dim];
+      without them random vectors stand in.
+  """
+  model = Omni(cfg, vocab, rules, rngs=nnx.Rngs(key))
+  if vectors_QCA is not None:
+    no_code_Q1A = jnp.zeros((vocab.codebooks, 1, vocab.code_dim), jnp.float32)
+    fixed_QCA = jnp.concatenate([vectors_QCA.astype(jnp.float32), no_code_Q1A], 1)
+    model.embed.fixed_QCA[...] = jax.reshard(fixed_QCA, rules(None, None, None))
+  return model

@@ -143,6 +143,13 @@ class AudioTokenizer:
     """Size of each codebook."""
     return self.config.codes
 
+  def vectors(self, codebooks: int) -> np.ndarray:
+    """What the codes of the first codebooks stand for, float32 [codebooks, codes, dim].
+
+    Codes whose vectors are close sound alike; a frame's sound is a function of their sum.
+    """
+    return np.asarray(self.codec.quantizer.vectors(codebooks), np.float32)
+
   @property
   def delay(self) -> int:
     """Samples by which `decode_step`'s sound lags its codes."""

@@ -54,4 +54,5 @@ def vocab_of(tokenizers: Tokenizers, codebooks: int) -> vocab_lib.Vocab:
     raise ValueError(f"tokenizers.codebooks is {codebooks}, but the audio tokenizer has "
                      f"{tokenizers.audio.codebooks}; use at most that many.")
   return vocab_lib.Vocab(text=tokenizers.text.size, image=tokenizers.image.codes,
-                         audio=tokenizers.audio.codes, codebooks=codebooks)
+                         audio=tokenizers.audio.codes, codebooks=codebooks,
+                         code_dim=tokenizers.audio.vectors(1).shape[-1])

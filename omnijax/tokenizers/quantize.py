@@ -152,6 +152,10 @@ class ResidualVQ(nnx.Module):
     value_NqE = jax.vmap(lambda b, c: b[c], (0, 1), 1)(self.codebook_QKE[...][:q], codes_Nq)
     return jnp.sum(value_NqE, 1) @ self.w_out_ED[...]
 
+  def vectors(self, q: int) -> jax.Array:
+    """What each code of the first q codebooks adds to the latent, [q, K, E]."""
+    return self.codebook_QKE[...][:q]
+
   def _latent(self, z_ND):
     latent_NE = z_ND @ self.w_in_DE[...]
     return latent_NE * jax.lax.rsqrt(jnp.mean(latent_NE**2, -1, keepdims=True) + 1e-6)
@@ -254,6 +258,11 @@ class GroupedFSQ(nnx.Module):
       latents_QNE=jax.lax.stop_gradient(latents_QNE),
       loss=jnp.zeros(()),
     )
+
+  def vectors(self, q: int) -> jax.Array:
+    """What each code of a group stands for, [q, K, E]; the same for every group."""
+    value_KE = FSQ(self.config.fsq_levels).vectors(jnp.arange(self.config.codes))
+    return jnp.broadcast_to(value_KE[None], (q, *value_KE.shape))
 
   def encode(self, z_ND: jax.Array) -> jax.Array:
     """Codes [N, Q] int32 of vectors."""

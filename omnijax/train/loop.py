@@ -54,7 +54,7 @@ def train(run: config_lib.Run, run_dir: Path) -> None:
   peak = metrics_lib.peak_flops()
   with jax.set_mesh(mesh):
     saved = checkpoint_lib.Checkpoints(run_dir / "checkpoints", r.identity, keep=run.train.keep)
-    state = _restore_or_init(run, r.vocab, saved)
+    state = _restore_or_init(run, r, saved)
     first = int(state.step)
     writer = metrics_lib.Writer(run_dir, first)
     log.info("starting at step %d: %.2fM parameters, mesh %s, %s", first,
@@ -108,15 +108,24 @@ def _steps(run, r, state, first, saved, writer, run_dir, peak):
   return state
 
 
-def evaluate(run_dir: Path, *, batches: int | None = None) -> dict[str, Any]:
-  """Held-out losses of a run's newest checkpoint, in nats and physical units."""
+def evaluate(run_dir: Path, *, data: Path | None = None, batches: int | None = None
+             ) -> dict[str, Any]:
+  """Losses of a run's newest checkpoint on held-out records, in nats and physical units.
+
+  Args:
+    run_dir: is only read.
+    data: records to evaluate on, instead of the run's held-out ones.
+    batches: how many at most, instead of the run's own number.
+  """
   step, identity = checkpoint_lib.read_identity(run_dir / "checkpoints")
   run = identity.run
   if batches:
     run = dataclasses.replace(run, eval=dataclasses.replace(run.eval, batches=batches))
+  if data is not None:
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, heldout=(str(data),)))
   if not run.data.heldout:
     raise ValueError(f"{run_dir} was trained without held-out data (data.heldout is empty), so "
-                     "there is nothing to evaluate on; name some with --data.heldout.")
+                     "there is nothing to evaluate on; name records with --data.")
   r = _resolve(run)
   with jax.set_mesh(sharding.make_mesh(config_lib.Mesh())):
     like = state_lib.abstract(run, r.vocab)
@@ -171,10 +180,10 @@ def _rest(state: state_lib.TrainState) -> dict[str, Any]:
   return {"step": state.step, "opt_state": state.opt_state}
 
 
-def _restore_or_init(run, vocab, saved) -> state_lib.TrainState:
+def _restore_or_init(run, r, saved) -> state_lib.TrainState:
   if saved.latest is None:
-    return state_lib.init(run, vocab)
-  like = state_lib.abstract(run, vocab)
+    return state_lib.init(run, r.vocab, vectors_QCA=r.tokenizers.audio.vectors(r.vocab.codebooks))
+  like = state_lib.abstract(run, r.vocab)
   model, rest = saved.restore(like.model, _rest(like))
   return state_lib.TrainState(rest["step"], model, rest["opt_state"])
 
@@ -202,7 +211,7 @@ def _timed(batches: Iterator[Any]) -> Iterator[tuple[Any, float]]:
 def _evaluate(run, r, state) -> dict[str, Any]:
   """Mean held-out losses over run.eval.batches, weighted by targets."""
   eval_fn = step_lib.make_eval_step(run)
-  held = loader_lib.Loader.heldout(run.data, r.vocab, seed=0,
+  held = loader_lib.Loader.heldout(run.data, r.vocab, seed=0, tokenizers=r.identity.tokenizers,
                                    process_index=jax.process_index(),
                                    process_count=jax.process_count())
   total: Any = None

@@ -1,7 +1,8 @@
 """Schedules, and AdamW or Muon by the role of each parameter.
 
 Roles: `matrix` (weights of trunk and depth blocks: decayed, Muon's when it is chosen), `table`
-(embeddings and heads: decayed, always AdamW), `gain` (norms: AdamW without decay).
+(embeddings and heads: decayed, always AdamW), `gain` (norms: AdamW without decay), `fixed`
+(never changed).
 """
 
 import math
@@ -34,8 +35,10 @@ def _names(path: tuple[Any, ...]) -> list[str]:
 
 
 def role(path: tuple[Any, ...]) -> str:
-  """matrix, table or gain, from a parameter's path in the model."""
+  """matrix, table, gain or fixed, from a parameter's path in the model."""
   names = _names(path)
+  if names[-1].startswith("fixed_"):
+    return "fixed"
   if "gain" in names[-1]:
     return "gain"
   return "matrix" if names[-1].startswith("w_") and "blocks" in names else "table"
@@ -118,7 +121,7 @@ def make(cfg: config_lib.Optim, steps: int) -> optax.GradientTransformation:
   matrix = muon if cfg.kind == "muon" else adamw(cfg.weight_decay)
   parts = [optax.clip_by_global_norm(cfg.clip_norm),
            optax.partition({"matrix": matrix, "table": adamw(cfg.weight_decay),
-                            "gain": adamw(0.0)}, roles)]
+                            "gain": adamw(0.0), "fixed": optax.set_to_zero()}, roles)]
   if cfg.ema:
     parts.append(_ema(cfg.ema))
   return optax.chain(*parts)

@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from omnijax import config as config_lib
@@ -26,9 +27,10 @@ class TrainState:
   opt_state: optax.OptState
 
 
-def init(run: config_lib.Run, vocab: vocab_lib.Vocab, rules: Rules = RULES) -> TrainState:
-  """A fresh state on the current mesh, a function of run.train.seed alone."""
-  return _maker(run, vocab, rules)(jax.random.key(run.train.seed))
+def init(run: config_lib.Run, vocab: vocab_lib.Vocab, rules: Rules = RULES, *,
+         vectors_QCA: np.ndarray | None = None) -> TrainState:
+  """A fresh state on the current mesh, a function of run.train.seed (and the codec's vectors)."""
+  return _maker(run, vocab, rules)(jax.random.key(run.train.seed), vectors_QCA)
 
 
 def abstract(run: config_lib.Run, vocab: vocab_lib.Vocab, rules: Rules = RULES) -> TrainState:
@@ -46,8 +48,8 @@ def abstract(run: config_lib.Run, vocab: vocab_lib.Vocab, rules: Rules = RULES) 
 def _maker(run: config_lib.Run, vocab: vocab_lib.Vocab, rules: Rules):
   tx = optim.make(run.optim, run.train.steps)
 
-  def make(key: jax.Array) -> TrainState:
-    model = transformer.init(run.model, vocab, rules, key)
+  def make(key: jax.Array, vectors_QCA: jax.Array | None = None) -> TrainState:
+    model = transformer.init(run.model, vocab, rules, key, vectors_QCA)
     state = TrainState(jnp.int32(0), model, tx.init(model))
     # Constants of the optimizer are born untyped; give them the type a step gives back, or the
     # second step compiles again.

@@ -54,7 +54,9 @@ def _gradients(model: Omni, batch: Batch, dens: Metrics, run: config_lib.Run):
 
   def split(x: jax.Array) -> jax.Array:
     # [B, ...] -> [parts, B / parts, ...], every device keeping rows of every micro-batch.
-    return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+    rows, *others = jax.typeof(x).sharding.spec
+    shape = (x.shape[0] // parts, parts, *x.shape[1:])
+    return jnp.moveaxis(jax.lax.reshape(x, shape, out_sharding=jax.P(rows, None, *others)), 1, 0)
 
   def body(total, part):
     return jax.tree.map(jnp.add, total, grad_fn(model, part)), None

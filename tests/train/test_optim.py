@@ -18,9 +18,9 @@ def test_roles_of_all_parameters(mesh):
   by_role = collections.defaultdict(set)
   for name, role in checkpoint.named(optim.roles(model)).items():
     by_role[role].add(name)
-  assert by_role.keys() == {"matrix", "table", "gain"}
+  assert by_role.keys() == {"matrix", "table", "gain", "fixed"}
   assert {n.rsplit(".", 1)[-1] for n in by_role["table"]} == {
-    "main_VD", "tag_MD", "code_GCD", "head_DV", "w_in_QDE", "w_main_DE", "code_QCE", "w_out_QEC"}
+    "main_VD", "tag_MD", "code_QCD", "listen_QAD", "head_DV", "w_in_QDE", "w_main_DE", "code_QCE", "w_out_QEC"}
   assert all("gain" in n for n in by_role["gain"]) and len(by_role["gain"]) == 10
   assert len(by_role["matrix"]) == 14
 
