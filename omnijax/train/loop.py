@@ -127,7 +127,7 @@ def evaluate(run_dir: Path, *, data: Path | None = None, batches: int | None = N
     raise ValueError(f"{run_dir} was trained without held-out data (data.heldout is empty), so "
                      "there is nothing to evaluate on; name records with --data.")
   r = _resolve(run)
-  with jax.set_mesh(sharding.make_mesh(config_lib.Mesh())):
+  with jax.set_mesh(sharding.make_mesh(run.mesh)):
     like = state_lib.abstract(run, r.vocab)
     model = checkpoint_lib.read_arrays(run_dir / "checkpoints", step, "model", like.model)
     rest = checkpoint_lib.read_arrays(run_dir / "checkpoints", step, "training", _rest(like))
