@@ -131,14 +131,17 @@ def write(
 def _training(pictures, clips, docs: int, rng: random.Random):
   shown = [p for p in pictures if p.split == "train"]
   decks = {d: _Deck([p for p in shown if p.digit == d], rng) for d in range(10)}
+  # Every take is worth hearing; only originals are worth imitating.
   heard = _balanced([c for c in clips if c.split == "train"], rng)
+  spoken = _balanced([c for c in clips if c.split == "train" and c.take == 0], rng)
   kinds = _Deck([name for name, share in SHARES.items() for _ in range(round(share * 100))], rng)
   wanted = _Deck([(la, d) for la in LANGUAGES for d in range(10)], rng)
   for i in range(docs):
     direction = kinds.draw()
     language, digit = wanted.draw()
-    voices = heard[language, digit]
-    weights = _weights(voices, spoken=direction.endswith("->speech"))
+    says = direction.endswith("->speech") or direction == "plain"
+    voices = (spoken if says else heard)[language, digit]
+    weights = _weights(voices, spoken=says)
     clip = rng.choices(list(voices.values()), weights)[0].draw()
     picture = decks[digit].draw()
     if direction == "plain":

@@ -1,6 +1,5 @@
 """How much of speech survives a codec: spectra, intelligibility measures, word errors, code use."""
 
-import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from omnijax.tokenizers import audio, spectral
+from omnijax.tokenizers import audio, clips, spectral
 
 # (samples at 16 kHz, language or "" to guess) -> text
 Recogniser = Callable[[np.ndarray, str], str]
@@ -97,7 +96,7 @@ def mel_distance(reference: np.ndarray, wave: np.ndarray, stft: spectral.Stft) -
 
 
 def _clips(tok: audio.AudioTokenizer, manifest: Path, limit: int | None) -> list[dict]:
-  items = [json.loads(line) for line in manifest.read_text().splitlines() if line.strip()]
+  items = clips.listed(manifest)
   for item in items[:limit]:
     wave, rate = soundfile.read(item["audio"], dtype="float32", always_2d=True)
     item["wave"] = soxr.resample(wave.mean(1), rate, tok.sample_rate)

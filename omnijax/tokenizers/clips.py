@@ -27,6 +27,17 @@ def letters(transcript: str) -> str:
   return " ".join(text.split())
 
 
+def listed(manifest: Path) -> list[dict]:
+  """The recordings of a manifest: {"audio": path} with the other keys that stand beside it.
+
+  Lines are {"audio": path, "transcript"?: text, ...} or documents {"parts": [...]} of them; paths
+  are relative to the manifest.
+  """
+  items = [json.loads(line) for line in manifest.read_text("utf-8").splitlines() if line.strip()]
+  parts = [part for item in items for part in item.get("parts", [item]) if "audio" in part]
+  return [part | {"audio": str(manifest.parent / part["audio"])} for part in parts]
+
+
 def pack(
   manifest: Path, cache: Path, sample_rate: int, console: Console
 ) -> tuple[np.ndarray, list[dict]]:
@@ -37,7 +48,7 @@ def pack(
   index, data = cache / "clips.jsonl", cache / "clips.i16"
   if not index.exists():
     cache.mkdir(parents=True, exist_ok=True)
-    items = [json.loads(line) for line in manifest.read_text().splitlines() if line.strip()]
+    items = listed(manifest)
     clips, start, failed = [], 0, []
     with data.open("wb") as out:
       for item in track(items, "decode clips", console=console):

@@ -275,6 +275,12 @@ def test_evaluation(tok, corpus, tmp_path):
   report = codec_evals.evaluate(
     tok, tmp_path / "some.jsonl", hears, codebooks=(1, 3), min_words=2
   )
+  documents = [json.dumps({"parts": [{"text": "said"}, json.loads(line)]}) for line in items]
+  (tmp_path / "documents.jsonl").write_text("\n".join(documents))
+  again = codec_evals.evaluate(
+    tok, tmp_path / "documents.jsonl", hears, codebooks=(1, 3), min_words=2
+  )
+  assert again == report
   assert report["clips"] == 3 and report["wer"] == 0.5 and len(report["usage"]) == 3
   assert report["codebooks"]["3"]["bits_per_s"] == 1200.0
   assert report["codebooks"]["1"]["mel_db"] > 1.0
