@@ -63,7 +63,8 @@ def draw(key_B: jax.Array, logits_BV: jax.Array, allowed_BV: jax.Array, setting_
     setting_B3: temperature, top_k, top_p: the temperature acts first, then top_k, then top_p
       among what top_k kept. Scores that tie with the last one kept stay, too.
   """
-  temperature_B, top_k_B, top_p_B = (setting_B3[:, i] for i in range(3))
+  # Sums and not indices: jax 0.12 forgets how a single row is sharded when it is indexed.
+  temperature_B, top_k_B, top_p_B = (jnp.sum(setting_B3 * one_3[None], -1) for one_3 in jnp.eye(3))
   logits_BV = jnp.where(allowed_BV, logits_BV, MASKED)
   likely_B = jnp.argmax(logits_BV, -1)
 
@@ -103,5 +104,6 @@ def _highest(scores_BV: jax.Array, weight_BV: jax.Array, wanted_B: jax.Array) ->
     weight_B = jnp.sum(jnp.where(rank_BV >= higher_B[:, None], weight_BV, 0.0), -1)
     return jnp.where(weight_B >= wanted_B, higher_B, least_B)
 
-  least_B = jax.lax.fori_loop(0, 32, body, jnp.zeros_like(rank_BV[:, 0]))
+  none_B = jnp.zeros_like(wanted_B, jnp.uint32)  # sharded as the rows are, also a single one
+  least_B = jax.lax.fori_loop(0, 32, body, none_B)
   return rank_BV >= least_B[:, None]

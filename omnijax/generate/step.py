@@ -181,7 +181,9 @@ def _codes(model: Omni, hidden_BD: jax.Array, main_B: jax.Array, key_B: jax.Arra
 def _setting(turn: Turn, kind_B: jax.Array) -> jax.Array:
   """The sampling settings [B, 3] of each row's kind of token."""
   hit_BK = kind_B[:, None] == jnp.arange(turn.setting_K3.shape[0])[None]
-  return jnp.sum(jnp.where(hit_BK[..., None], turn.setting_K3[None], 0.0), 1)
+  # A matmul keeps the sharding of the rows also where there is only one of them.
+  return jnp.einsum("bk,ks->bs", hit_BK.astype(jnp.float32), turn.setting_K3,
+                    precision=jax.lax.Precision.HIGHEST)
 
 
 def _pairs(x: jax.Array, act) -> jax.Array:
