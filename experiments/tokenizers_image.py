@@ -43,7 +43,7 @@ PIECES = 512
 
 
 def fetch(work: Path) -> Path:
-  """Unpacks the Debian packages under work/root and returns work/root/usr/share."""
+  """Unpacks the Debian packages in a folder of work and returns its usr/share."""
   root = work / "root"
   share = root / "usr" / "share"
   for package in PACKAGES:
