@@ -14,8 +14,10 @@ from omnijax.generate.sample import Sampling, Setting
 
 WORDS = voices.WORDS
 SOURCES = Path(__file__).parent / "digits" / "SOURCES.md"
-DOCUMENTS = 32_000
-TAKES = 4  # of each recording, at other speeds and pitches: voices are what there is least of
+DOCUMENTS = 64_000
+TAKES = 6  # of each recording, as if by other speakers: voices are what there is least of
+PICTURE_TAKES = 3
+GUIDANCE = 2.0
 ANSWERS = 200
 # Near the most likely: an answer is right or wrong, variety is worth little here.
 _SHARP = Setting(temperature=0.2)
@@ -26,8 +28,8 @@ SAMPLING = Sampling(text=Setting(temperature=0.0), image=Setting(temperature=0.5
 def run() -> config.Run:
   return config.Run(
     name="quickstart",
-    model=config.Model(layers=4, dim=192, heads=4, kv_heads=2, head_dim=48, mlp=512,
-                       depth_layers=1, depth_dim=128, depth_heads=4, depth_mlp=256),
+    model=config.Model(layers=4, dim=192, heads=8, kv_heads=8, head_dim=16, mlp=512,
+                       depth_layers=1, depth_dim=128, depth_heads=8, depth_mlp=256),
     # 4 of the codec's 12 codebooks: speech stays intelligible, and each costs a softmax.
     tokenizers=config.Tokenizers(codebooks=4),
     # Short rows: a document has some 22 positions, and attention pays for the row.
@@ -38,13 +40,13 @@ def run() -> config.Run:
     optim=config.Optim(kind="muon", peak_lr=3e-3, muon_lr=0.02, warmup_steps=20, schedule="wsd",
                        decay_fraction=0.4, final_lr=0.05, weight_decay=0.01),
     mesh=config.Mesh(data=1, fsdp=1),
-    train=config.Train(steps=1000, log_every=20, save_every=200),
+    train=config.Train(steps=940, log_every=20, save_every=200),
   )
 
 
 def manifests(folder: Path) -> None:
   """Unpacks the data into a folder and writes its train.jsonl and heldout.jsonl."""
-  manifest.write(folder, seed=0, docs=DOCUMENTS, takes=TAKES)
+  manifest.write(folder, seed=0, docs=DOCUMENTS, takes=TAKES, picture_takes=PICTURE_TAKES)
 
 
 def judges() -> tuple[Path, Path]:

@@ -202,8 +202,8 @@ def _parser() -> argparse.ArgumentParser:
                  "(default: the model decides)")
   p.add_argument("--max-new", type=int, default=256, metavar="N", help="most positions of text or "
                  "speech; one of speech is 80 ms (default: %(default)s)")
-  p.add_argument("--guidance", type=float, default=1.0, metavar="X", help="how much more the text "
-                 "of a picture counts than in training (default: %(default)s)")
+  p.add_argument("--guidance", type=float, default=1.0, metavar="X", help="for a picture, how "
+                 "much more what is asked counts than in training (default: %(default)s)")
   return parser
 
 

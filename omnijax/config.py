@@ -108,7 +108,7 @@ class Data:
   acoustic_delay: int = 1
   # Frames by which spoken audio lags its text (the inner monologue).
   text_delay: int = 0
-  # Share of drawing documents whose text is left out, for classifier-free guidance.
+  # Share of drawings made without what the user said, for classifier-free guidance.
   caption_dropout: float = 0.1
   # Loss weight of what the user says: 1 trains on whole documents, 0 on answers only.
   prompt_weight: float = 1.0

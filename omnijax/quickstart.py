@@ -42,6 +42,7 @@ _HOOKS = {
   "judges": "() -> (Path, Path), of the judge of pictures and the judge of speech",
   "WORDS": "{language: words for 0 to 9}",
   "SAMPLING": "omnijax.generate.sample.Sampling",
+  "GUIDANCE": "float, weight of classifier-free guidance of pictures; 1 is none",
   "ANSWERS": "int, answers to each direction",
   "SOURCES": "Path of Markdown about the sources and licences of the data",
 }
@@ -172,14 +173,15 @@ def _peak_memory_gib() -> float:
 class _Late:
   """A generator that is loaded when it is first asked: kept answers need none."""
 
-  def __init__(self, run_dir: Path):
-    self._run_dir = run_dir
+  def __init__(self, run_dir: Path, guidance: float):
+    self._run_dir, self._guidance = run_dir, guidance
     self._loaded: decode.Generator | None = None
 
   def generate(self, prompts: Any, *, to: Any, **options: Any) -> list[decode.Output]:
     if self._loaded is None:
       self._loaded = decode.Generator.load(self._run_dir, max_batch=_BATCH)
-    return self._loaded.generate(prompts, to=to, max_new=_LONGEST, **options)
+    return self._loaded.generate(prompts, to=to, max_new=_LONGEST, guidance=self._guidance,
+                                 **options)
 
 
 def _evaluate(module: ModuleType, settings: config_lib.Run, directory: Path,
@@ -200,8 +202,8 @@ def _evaluate(module: ModuleType, settings: config_lib.Run, directory: Path,
     tasks = {name: bar.add_task(name, total=len(some), start=False)
              for name, some in chosen.items() if some}
     answers = directions.evaluate(
-      _Late(directory / "run"), board, chosen, out, sampling=module.SAMPLING, seed=_SEED,
-      batch=min(_BATCH, module.ANSWERS), advance=advance)
+      _Late(directory / "run", module.GUIDANCE), board, chosen, out, sampling=module.SAMPLING,
+      seed=_SEED, batch=min(_BATCH, module.ANSWERS), advance=advance)
   vocab = tokenizers_lib.vocab_of(tokenizers, settings.tokenizers.codebooks)
   batches = loader.Loader(settings.data, vocab, seed=settings.train.seed)
   lines = metrics.read(directory / "run")

@@ -4,6 +4,7 @@ Audio codes are not in it: they ride beside the main stream as frames (see data/
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -46,7 +47,9 @@ class Vocab:
   image: int  # codes of the image tokenizer
   audio: int  # codes of each codebook
   codebooks: int  # Q, codebooks per group (speak, listen)
-  code_dim: int = 64  # of the vector that an audio code stands for in its codec
+  # Of the vectors that a code stands for in its tokenizer.
+  image_dim: int = 8
+  code_dim: int = 64  # of an audio code
 
   @property
   def text_start(self) -> int:
@@ -69,6 +72,13 @@ class Vocab:
   @property
   def fingerprint(self) -> str:
     return config_lib.fingerprint(self)
+
+
+class Vectors(NamedTuple):
+  """What codes stand for in their tokenizers, float32: codes that are like have like vectors."""
+
+  image_KA: np.ndarray  # [image, image_dim]
+  audio_QCA: np.ndarray  # [codebooks, audio, code_dim]
 
 
 def rows(h: int) -> int:

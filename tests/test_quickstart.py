@@ -15,6 +15,7 @@ EXPERIMENT = '''
 from pathlib import Path
 from omnijax import config
 WORDS, SAMPLING, ANSWERS, SOURCES = {}, "greedy", 20, Path("SOURCES.md")
+GUIDANCE = 1.0
 def run():
   return config.Run(
     name="tiny", model=config.Model(layers=1, dim=8, heads=1, kv_heads=1, head_dim=8, mlp=8,

@@ -8,7 +8,10 @@ from omnijax import config
 from omnijax import vocab as vocab_lib
 from omnijax.data import documents
 
-VOCAB = vocab_lib.Vocab(text=200, image=100, audio=50, codebooks=3)
+VOCAB = vocab_lib.Vocab(text=200, image=100, audio=48, codebooks=3, image_dim=5, code_dim=6)
+_RNG = np.random.default_rng(0)
+VECTORS = vocab_lib.Vectors(_RNG.normal(size=(100, 5)).astype(np.float32),
+                            _RNG.normal(size=(3, 48, 6)).astype(np.float32))
 MODEL = config.Model(layers=2, dim=32, heads=4, kv_heads=2, head_dim=16, mlp=64, depth_layers=1,
                      depth_dim=32, depth_heads=2, depth_mlp=32)
 DATA = config.Data(sources=("none",), rows=8, positions=64, frames=24)

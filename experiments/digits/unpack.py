@@ -15,6 +15,8 @@ import soundfile
 import soxr
 from PIL import Image
 
+from omnijax.tokenizers import clips
+
 DATA = pathlib.Path(__file__).parent / "data"
 RATE = 16000
 SIDE = 32  # pixels; the 28 x 28 originals sit in the middle
@@ -22,11 +24,13 @@ SIDE = 32  # pixels; the 28 x 28 originals sit in the middle
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-  """A handwritten digit; path is relative to the folder it was unpacked into."""
+  """A handwritten digit; path is relative to the folder it was unpacked into, take 0 the original.
+  """
 
   path: str
   digit: int
   split: str
+  take: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,32 +85,48 @@ def speech(split: str, data: pathlib.Path = DATA) -> list[tuple[dict, np.ndarray
 
 
 def varied(wave_T: np.ndarray, take: int) -> np.ndarray:
-  """A take of a recording: 0 as it is, odd takes higher and faster, even ones lower and slower."""
+  """A take of a recording: 0 as it is, the others from other speakers, microphones and places."""
   if take == 0:
     return wave_T
-  step = 0.04 * ((take + 1) // 2)
-  ratio = 1 - step if take % 2 else 1 + step
-  return soxr.resample(wave_T, RATE, RATE * ratio).astype(np.float32)
+  rng = np.random.default_rng([take, len(wave_T), int(1e6 * np.abs(wave_T).max())])
+  return clips.augment(wave_T, rng, RATE // 12)
+
+
+def turned(pixels_HW: np.ndarray, take: int) -> np.ndarray:
+  """A take of a picture: 0 as it is, the others a little turned, scaled and shifted."""
+  if take == 0:
+    return pixels_HW
+  rng = np.random.default_rng([take, int(pixels_HW.sum())])
+  angle, scale = rng.normal(0, 0.12), np.exp(rng.normal(0, 0.08))
+  turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / scale
+  centre = (SIDE - 1) / 2
+  shift = centre - turn @ (centre + rng.normal(0, 0.8, 2))
+  matrix = [*turn[0], shift[0], *turn[1], shift[1]]
+  size, bilinear = (SIDE, SIDE), Image.Resampling.BILINEAR
+  return np.asarray(Image.fromarray(pixels_HW).transform(
+    size, Image.Transform.AFFINE, matrix, bilinear))
 
 
 def unpack(
-  folder: pathlib.Path, *, takes: int, person_takes: int, data: pathlib.Path = DATA
+  folder: pathlib.Path, *, takes: int, person_takes: int, picture_takes: int = 1,
+  data: pathlib.Path = DATA
 ) -> tuple[list[Picture], list[Clip]]:
   """Writes every picture and clip of both splits under folder.
 
-  takes, person_takes: versions of each training recording (of a synthesiser, of a person) at
-  slightly different pitch and speed; held-out recordings are written once, unchanged. Files that
-  exist are left alone, so that an interrupted run continues.
+  takes, person_takes, picture_takes: versions of each training recording (of a synthesiser, of a
+  person) and picture; what is held out is written once, unchanged. Files that exist are left
+  alone, so that an interrupted run continues.
   """
   pictures, clips = [], []
   for split in ("train", "heldout"):
     (folder / "images" / split).mkdir(parents=True, exist_ok=True)
     (folder / "speech" / split).mkdir(parents=True, exist_ok=True)
     for i, (pixels_HW, digit) in enumerate(zip(*images(split, data), strict=True)):
-      path = f"images/{split}/{digit}_{i:05d}.png"
-      if not (folder / path).exists():
-        Image.fromarray(pixels_HW).save(folder / path, compress_level=1)
-      pictures.append(Picture(path, int(digit), split))
+      for take in range(picture_takes if split == "train" else 1):
+        path = f"images/{split}/{digit}_{i:05d}.{take}.png"
+        if not (folder / path).exists():
+          Image.fromarray(turned(pixels_HW, take)).save(folder / path, compress_level=1)
+        pictures.append(Picture(path, int(digit), split, take))
     for entry, wave_T in speech(split, data):
       versions = person_takes if entry["kind"] == "person" else takes
       for take in range(versions if split == "train" else 1):

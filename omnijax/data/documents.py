@@ -39,6 +39,8 @@ COUNTS = np.dtype([
   ("text", "<i4"),  # ids that a two-sided task moves or drops
   ("images", "<u2"), ("audio", "<u2"), ("monologues", "<u2"),
   ("allows", "u1"),  # bit i: TASKS[i]
+  # Of a document in which the assistant draws: what the user writes and says, delays left out.
+  ("asked_positions", "<i4"), ("asked_frames", "<i4"), ("asked_audio", "<u2"),
 ])
 
 
@@ -103,6 +105,10 @@ def counts(parts_P: np.ndarray, starts_N: np.ndarray) -> np.ndarray:
                          np.where(told_N, each(p["words"]), 0))
   out["allows"] = (1 << PLAIN) + pair_N * (1 << CAPTION | 1 << DRAW)
   out["allows"] += (told_N * (1 << TRANSCRIBE | 1 << SPEAK)).astype(np.uint8)
+  asked_P = np.repeat(each(image & (p["role"] == ASSISTANT)) > 0, sizes_N) & (p["role"] == USER)
+  out["asked_positions"] = each(asked_P * ((text | audio) * p["length"] + 2 * audio))
+  out["asked_frames"] = each(asked_P * audio * p["length"])
+  out["asked_audio"] = each(asked_P * audio)
   return out
 
 
@@ -113,7 +119,7 @@ def lengths(counts_N: np.ndarray, task_N: np.ndarray | int, dropped_N: np.ndarra
   Args:
     counts_N: rows of `COUNTS`.
     task_N: index into `TASKS` of each document, one that it allows.
-    dropped_N: whether the text of a drawing is left out.
+    dropped_N: whether what asks for a drawing is left out.
     data: the delays are read.
   """
   c = counts_N
@@ -123,17 +129,22 @@ def lengths(counts_N: np.ndarray, task_N: np.ndarray | int, dropped_N: np.ndarra
   spoken_N = np.where(task_N == TRANSCRIBE, 0, c["monologues"]).astype(np.int64)
   audio_N = c["audio"].astype(np.int64)
   text_N = np.where(talk_N, c["text"], 0) - np.where((task_N == DRAW) & dropped_N, c["text"], 0)
+  unasked_N = (task_N == PLAIN) & dropped_N
+  audio_N -= np.where(unasked_N, c["asked_audio"], 0)
   # The first delayed frame shares its position with AUDIO_END.
   delays_N = max(ad - 1, 0) * audio_N + td * spoken_N
   positions_N = c["positions"] + delays_N + np.where(task_N == PLAIN, 0, 2) + text_N
-  return positions_N, c["frames"] + ad * audio_N + td * spoken_N
+  positions_N -= np.where(unasked_N, c["asked_positions"], 0)
+  frames_N = c["frames"] - np.where(unasked_N, c["asked_frames"], 0)
+  return positions_N, frames_N + ad * audio_N + td * spoken_N
 
 
-def choose(usable_NT: np.ndarray, chance_N: np.ndarray, data: config_lib.Data
-           ) -> tuple[np.ndarray, np.ndarray]:
-  """Draws the task of each document, and whether a drawing loses its text.
+def choose(counts_N: np.ndarray, usable_NT: np.ndarray, chance_N: np.ndarray,
+           data: config_lib.Data) -> tuple[np.ndarray, np.ndarray]:
+  """Draws the task of each document, and whether a drawing loses what asked for it.
 
   Args:
+    counts_N: rows of `COUNTS`.
     usable_NT: bool, the tasks that a document allows and a row can hold; at least one.
     chance_N: uint64, uniform and a pure function of (seed, epoch, document).
 
@@ -149,7 +160,8 @@ def choose(usable_NT: np.ndarray, chance_N: np.ndarray, data: config_lib.Data
   pick_N = (chance_N >> np.uint64(32)) * 2.0**-32 * edges_NT[:, -1]
   task_N = (pick_N[:, None] >= edges_NT).sum(1).astype(np.int8)
   low_N = (chance_N & np.uint64(0xFFFFFFFF)) * 2.0**-32
-  return task_N, (task_N == DRAW) & (low_N < data.caption_dropout)
+  drawn_N = (task_N == DRAW) | (task_N == PLAIN) & (counts_N["asked_positions"] > 0)
+  return task_N, drawn_N & (low_N < data.caption_dropout)
 
 
 def allowed(counts_N: np.ndarray) -> np.ndarray:
@@ -160,22 +172,29 @@ def allowed(counts_N: np.ndarray) -> np.ndarray:
 def arrange(parts: Sequence[Part], task: int, dropped: bool) -> list[Part]:
   """The parts of a document in the order and with the roles of a task."""
   if task == PLAIN:
-    return list(parts)
+    drawn = any(p.kind == vocab_lib.IMAGE and p.role == ASSISTANT for p in parts)
+    return [unasked(p) for p in parts] if dropped and drawn else list(parts)
   as_user = lambda p: dataclasses.replace(p, role=USER)
   as_assistant = lambda p: dataclasses.replace(p, role=ASSISTANT)
   if task in (CAPTION, DRAW):
     text, image = sorted(parts, key=lambda p: p.kind)
     if task == CAPTION:
       return [as_user(image), as_assistant(text)]
-    if dropped:
-      text = dataclasses.replace(text, codes=text.codes[:0])
-    return [as_user(text), as_assistant(image)]
+    text = as_user(text)
+    return [unasked(text) if dropped else text, as_assistant(image)]
   (audio,) = parts
   assert audio.words is not None
   text = Part(vocab_lib.TEXT, NONE, audio.words)
   if task == TRANSCRIBE:
     return [as_user(audio), as_assistant(text)]
   return [as_user(text), as_assistant(audio)]
+
+
+def unasked(part: Part) -> Part:
+  """A part without the user's words and speech, for classifier-free guidance; the turn stays."""
+  if part.role != USER or part.kind == vocab_lib.IMAGE:
+    return part
+  return Part(vocab_lib.TEXT, USER, np.zeros(0, np.int32))
 
 
 def render(parts: Sequence[Part], task: int, dropped: bool, data: config_lib.Data,

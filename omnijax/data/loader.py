@@ -102,7 +102,8 @@ class Loader:
   def heldout(cls, data: config_lib.Data, vocab: vocab_lib.Vocab, *, seed: int,
               process_index: int = 0, process_count: int = 1,
               tokenizers: Mapping[str, str] | None = None) -> "Loader":
-    """One pass over `data.heldout`, in an order that mixes its sources."""
+    """One pass over `data.heldout`, in an order that mixes its sources; nothing is left out."""
+    data = dataclasses.replace(data, caption_dropout=0.0)
     return cls(data, vocab, seed=seed, sources=data.heldout, process_index=process_index,
                process_count=process_count, once=True, tokenizers=tokenizers)
 

@@ -261,7 +261,7 @@ class Plan:
     usable_NT = usable(counts_N, data)
     fit_N = usable_NT.any(1)
     source_N, document_N, counts_N = source_N[fit_N], document_N[fit_N], counts_N[fit_N]
-    task_N, dropped_N = documents.choose(usable_NT[fit_N], chance_N[fit_N], data)
+    task_N, dropped_N = documents.choose(counts_N, usable_NT[fit_N], chance_N[fit_N], data)
     positions_N, frames_N = documents.lengths(counts_N, task_N, dropped_N, data)
     row_N, rows = pack(positions_N, frames_N, data.positions, data.frames)
     # Rows are opened longest first: shuffled, so that training sees no order by length.

@@ -25,7 +25,7 @@ import numpy as np
 from omnijax import vocab as vocab_lib
 from omnijax.data import documents
 
-FORMAT = 1
+FORMAT = 2
 META, REJECTS = "meta.json", "rejects.jsonl"
 _PARTS, _DOCUMENTS = "parts.npy", "documents.npy"
 _NAMES = {vocab_lib.TEXT: "text", vocab_lib.IMAGE: "image", vocab_lib.AUDIO: "audio"}

@@ -81,8 +81,8 @@ class Generator:
       seed: output i depends on (seed, i), its prompt and the settings, not on the other prompts.
       image_size: height and width in pixels; None leaves it to the model.
       max_new: most positions of text or speech (one is 80 ms).
-      guidance: for images, how much more the text of the prompt counts than in training: logits
-        are u + guidance * (c - u), u without the user's text (Ho and Salimans, 2022).
+      guidance: for images, how much more what the user says counts than in training: logits are
+        u + guidance * (c - u), u without the user's text and speech (Ho and Salimans, 2022).
 
     Raises:
       ValueError: an unknown part, a missing or unreadable file, an image of a size that the
@@ -93,7 +93,7 @@ class Generator:
     render = lambda parts: documents.render(parts, documents.PLAIN, False, self.data, self.vocab)
     without = None
     if guidance != 1 and to in ("image", "any"):
-      without = [render([_textless(p) for p in parts]) for parts in said]
+      without = [render([documents.unasked(p) for p in parts]) for parts in said]
     streams = self.engine.write([render(parts) for parts in said], [goal] * len(said),
                                 sampling=sampling, seed=seed, guidance=guidance, without=without)
     return self.decode([parse.parts(s, self.engine.layout) for s in streams])
@@ -179,13 +179,6 @@ class Generator:
     return [Output(text([p.codes for p in parts if p.kind == vocab_lib.TEXT]), images.get(i),
                    waves.get(i), text([p.words for p in parts if p.words is not None]),
                    tuple(parts)) for i, parts in enumerate(turns)]
-
-
-def _textless(part: Part) -> Part:
-  """A part as caption dropout leaves it: what the user wrote vanishes, the turn stays."""
-  if part.kind != vocab_lib.TEXT or part.role == documents.ASSISTANT:
-    return part
-  return dataclasses.replace(part, codes=part.codes[:0])
 
 
 def _kind(part: Mapping[str, Any], where: str) -> int:

@@ -1,11 +1,12 @@
 """Input of the trunk: main token + modality tag + the codes of the position's frame, summed.
 
-What is listened to comes as the codec's own vectors through a learned projection, not as free
-rows of a table: codes that lie close together sound alike, also when a voice uses codes that no
-training voice used.
+Codes come with what they stand for in their tokenizers (`vocab.Vectors`) through learned
+projections: codes with close vectors look or sound alike, also when a picture or a voice uses
+codes that were rare in training. Codes of images have free rows of the table besides; what is
+listened to has none.
 
 B batch  S positions  D embed  V vocabulary  M modalities  F frames  Q codebooks  G = 2Q streams
-C codes of a codebook and one for "no code"  A dim of the codec's vectors
+C codes of a codebook and one for "no code"  A dim of a code's vector
 """
 
 import jax
@@ -27,17 +28,21 @@ class Embed(nnx.Module):
     self.rules, self.dtype = rules, jnp.dtype(cfg.dtype)
     self.no_code = vocab.no_code
     self.main_VD = param(rngs, (V, D), ("vocab", "embed"), rules, std=D**-0.5)
+    self.fixed_VA = param(rngs, (V, vocab.image_dim), ("vocab", None), rules, std=0.0)
+    self.image_AD = param(rngs, (vocab.image_dim, D), (None, "embed"), rules, std=D**-0.5)
     self.tag_MD = param(rngs, (len(vocab_lib.MODALITIES), D), (None, "embed"), rules,
                         std=D**-0.5)
     self.code_QCD = param(rngs, (Q, C, D), (None, None, "embed"), rules, std=(D * Q) ** -0.5)
-    # Fixed: see `with_vectors`. Until then random, so that codes can be told apart.
+    # Fixed, from the tokenizers. Until then random, so that codes can be told apart.
     self.fixed_QCA = param(rngs, (Q, C, A), (None, None, None), rules, std=1.0)
     self.listen_QAD = param(rngs, (Q, A, D), (None, None, "embed"), rules,
                             std=(D * Q * A) ** -0.5)
 
   def tokens(self, main: jax.Array) -> jax.Array:
     """Embeddings [..., D] of main ids of any shape whose first dim is the batch."""
-    table_VD = jax.reshard(self.main_VD[...], self.rules("vocab", None))
+    alike_VD = jnp.einsum("va,ad->vd", jax.lax.stop_gradient(self.fixed_VA[...]),
+                          self.image_AD[...])
+    table_VD = jax.reshard(self.main_VD[...] + alike_VD, self.rules("vocab", None))
     return table_VD.at[main].get(out_sharding=self._like(main)).astype(self.dtype)
 
   def frames(self, codes_BFG: jax.Array) -> jax.Array:

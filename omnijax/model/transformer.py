@@ -56,6 +56,7 @@ class Omni(nnx.Module):
     self.gain_D = scale(cfg.dim, rules)
     self.head_DV = param(rngs, (cfg.dim, vocab.size), ("embed", "vocab"), rules,
                          std=cfg.dim**-0.5)
+    self.image_AD = param(rngs, (vocab.image_dim, cfg.dim), (None, "embed"), rules, std=0.0)
     self.depth = Depth(cfg, vocab, rules, rngs=rngs)
 
   def trunk(self, x_BTD: jax.Array, position_BT3: jax.Array, segment_BT: jax.Array, *,
@@ -89,7 +90,9 @@ class Omni(nnx.Module):
 
   def logits(self, hidden_BTD: jax.Array) -> jax.Array:
     """Main logits, float32 [B, T, V]: row t scores the main token at t + 1."""
-    w_DV = self.head_DV[...].astype(hidden_BTD.dtype)
+    fixed_VA = jax.lax.stop_gradient(self.embed.fixed_VA[...])
+    alike_DV = jnp.einsum("ad,va->dv", self.image_AD[...], fixed_VA)
+    w_DV = (self.head_DV[...] + alike_DV).astype(hidden_BTD.dtype)
     hidden_LD = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
     logits_LV = jnp.einsum("ld,dv->lv", hidden_LD, w_DV, preferred_element_type=jnp.float32)
     return unflatten(logits_LV, hidden_BTD)
@@ -109,17 +112,19 @@ class Omni(nnx.Module):
 
 
 def init(cfg: config_lib.Model, vocab: vocab_lib.Vocab, rules: Rules, key: jax.Array,
-         vectors_QCA: jax.Array | None = None) -> Omni:
+         vectors: vocab_lib.Vectors | None = None) -> Omni:
   """A model with fresh weights on the current mesh.
 
   Args:
     key: what the weights are a function of.
-    vectors_QCA: what the audio codes stand for in their codec, [codebooks, codes, code_dim];
-      without them random vectors stand in.
+    vectors: what the codes stand for in their tokenizers; without them codes of images stand
+      for nothing but themselves, and those of audio for random vectors.
   """
   model = Omni(cfg, vocab, rules, rngs=nnx.Rngs(key))
-  if vectors_QCA is not None:
-    no_code_Q1A = jnp.zeros((vocab.codebooks, 1, vocab.code_dim), jnp.float32)
-    fixed_QCA = jnp.concatenate([vectors_QCA.astype(jnp.float32), no_code_Q1A], 1)
+  if vectors is not None:
+    fixed_QCA = jnp.pad(jnp.float32(vectors.audio_QCA), ((0, 0), (0, 1), (0, 0)))
     model.embed.fixed_QCA[...] = jax.reshard(fixed_QCA, rules(None, None, None))
+    above = vocab.size - vocab.image_start - vocab.image
+    fixed_VA = jnp.pad(jnp.float32(vectors.image_KA), ((vocab.image_start, above), (0, 0)))
+    model.embed.fixed_VA[...] = jax.reshard(fixed_VA, rules("vocab", None))
   return model

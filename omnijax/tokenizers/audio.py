@@ -30,7 +30,7 @@ DEFAULT = Path(__file__).parent / "pretrained" / "audio"
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["history_BV", "encoder", "decoder", "phase"],
+  data_fields=["history_BV", "encoder", "semantic", "decoder", "phase"],
   meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,7 @@ class State:
 
   history_BV: jax.Array  # newest samples that the next window still covers
   encoder: tuple[jax.Array, jax.Array]
+  semantic: tuple[jax.Array, jax.Array]
   decoder: tuple[jax.Array, jax.Array]
   phase: spectral.PhaseState
 
@@ -48,6 +49,7 @@ def init_state(codec: Codec, batch: int) -> State:
   return State(
     history_BV=jnp.zeros((batch, stft.overlap)),
     encoder=codec.encoder.init_state(batch),
+    semantic=codec.semantic.init_state(batch),
     decoder=codec.decoder.init_state(batch),
     phase=spectral.init_phase(batch, stft),
   )
@@ -58,11 +60,14 @@ def _encode(codec: Codec, state: State, wave_BL: jax.Array) -> tuple[State, jax.
   c = codec.config
   heard_BL = jnp.concatenate([state.history_BV, wave_BL], 1)
   logmag_BFK = spectral.log_magnitude(heard_BL, c.stft)
-  z_BTD, encoder = codec.encoder(logmag_BFK, state.encoder)
-  B, T, D = z_BTD.shape
-  codes_NQ = codec.quantizer.encode(z_BTD.reshape(B * T, D))
+  sound_BTD, encoder = codec.encoder(logmag_BFK, state.encoder)
+  meaning_BTD, semantic = codec.semantic(spectral.log_mel(logmag_BFK, c.stft), state.semantic)
+  B, T, _ = sound_BTD.shape
+  flat = (x.reshape(B * T, x.shape[2]) for x in (meaning_BTD, sound_BTD))
+  codes_NQ = codec.quantizer.encode(*flat)
   history_BV = heard_BL[:, -c.stft.overlap :]
-  state = dataclasses.replace(state, history_BV=history_BV, encoder=encoder)
+  state = dataclasses.replace(state, history_BV=history_BV, encoder=encoder,
+                              semantic=semantic)
   return state, codes_NQ.reshape(B, T, c.codebooks)
 
 
@@ -93,6 +98,7 @@ def _reset(codec: Codec, state: State, mask_B: jax.Array) -> State:
   return State(
     first(state.history_BV, new.history_BV),
     layers(state.encoder, new.encoder),
+    layers(state.semantic, new.semantic),
     layers(state.decoder, new.decoder),
     first(state.phase, new.phase),
   )

@@ -14,13 +14,17 @@ from rich.console import Console
 from rich.progress import track
 
 ALPHABET = "-abcdefghijklmnopqrstuvwxyz '"  # CTC symbols; "-" is the blank
-_SLOWEST = 1.13  # augmentation makes a clip at most this much longer
+_SPEED = 0.18  # augmentation changes a clip's speed and pitch by up to this, in log
+_SLOWEST = np.exp(_SPEED) + 0.01  # how much longer that makes it
+_CYRILLIC = dict(zip("абвгдеёжзийклмнопрстуфхцчшщъыьэюя".strip(), (
+  "a b v g d e yo zh z i j k l m n o p r s t u f kh ts ch sh shch - y - e yu ya").replace(
+    "-", "'").split(), strict=True))
 
 
 def letters(transcript: str) -> str:
   """The transcript in CTC's alphabet; empty if it holds something that has no such letters."""
   text = unicodedata.normalize("NFKD", transcript.lower().replace("\u2019", "'"))
-  text = "".join(c for c in text if not unicodedata.combining(c))
+  text = "".join(_CYRILLIC.get(c, c) for c in text if not unicodedata.combining(c))
   if any(c.isalnum() and c not in ALPHABET for c in text):
     return ""
   text = "".join(c if c in ALPHABET[1:] else " " for c in text)
@@ -78,16 +82,35 @@ def pack(
 
 
 def augment(wave: np.ndarray, rng: np.random.Generator, shift: int) -> np.ndarray:
-  """Speed (with pitch) +-12 %, a random tilt, gain, shift (< `shift` samples), a little noise."""
-  rate = np.exp(rng.uniform(-0.12, 0.12)) if rng.random() < 0.7 else 1.0
+  """Another speaker, microphone and place: speed with pitch, equaliser, band, gain, shift, noise.
+
+  The shift is less than `shift` samples.
+  """
+  rate = np.exp(rng.uniform(-_SPEED, _SPEED)) if rng.random() < 0.8 else 1.0
   wave = np.interp(np.arange(0, len(wave) - 1, rate), np.arange(len(wave)), wave)
-  if rng.random() < 0.5:
-    wave = wave + rng.uniform(-0.5, 0.3) * np.append(0.0, wave[:-1])
+  if rng.random() < 0.6:
+    wave = _equalised(wave, rng)
   level = rng.uniform(0.03, 0.15) / max(np.sqrt(np.mean(wave**2)), 1e-3)
   wave = wave * min(level, 0.98 / max(np.abs(wave).max(), 1e-3))
   wave = np.concatenate([np.zeros(rng.integers(0, shift)), wave])
-  noise = 10 ** rng.uniform(-4.5, -2.8) if rng.random() < 0.5 else 1e-5
+  noise = 10 ** rng.uniform(-4.5, -2.5) if rng.random() < 0.5 else 1e-5
   return (wave + noise * rng.standard_normal(len(wave))).astype(np.float32)
+
+
+def _equalised(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """A smooth random gain over frequency, and at times the band of a telephone."""
+  size = 1 << (len(wave) - 1).bit_length()
+  spectrum = np.fft.rfft(wave, size)
+  share = np.linspace(0, 1, len(spectrum))  # of half the sample rate
+  gain = np.interp(share, np.linspace(0, 1, 8) ** 2, rng.normal(0, 4, 8))
+  if rng.random() < 0.25:
+    gain -= 40 * np.clip((share - rng.uniform(0.4, 0.8)) / 0.1, 0, 1)
+  return np.fft.irfft(spectrum * 10 ** (gain / 20), size)[: len(wave)]
+
+
+def room_of(bucket: int, frame_size: int) -> int:
+  """Samples that a clip may have to fit a bucket of so many frames, however it is augmented."""
+  return int((bucket - 1.5) * frame_size / _SLOWEST)
 
 
 class Batches:
@@ -137,7 +160,7 @@ class Batches:
   def _clip(self, clip: dict, T: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
     """Samples and characters; what is too long is cut, and then has no characters."""
     start, length, text = clip["start"], clip["length"], clip["chars"]
-    room = int((T - 1.5) * self.size / _SLOWEST)
+    room = room_of(T, self.size)
     if length > room:
       start, length, text = start + rng.integers(0, length - room), room, ""
     return self.data[start : start + length].astype(np.float32) / 32768, text

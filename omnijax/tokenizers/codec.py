@@ -29,6 +29,9 @@ class AudioConfig:
   narrow_layers_out: int = 2
   encoder_layers: int = 3
   decoder_layers: int = 4
+  semantic_narrow_dim: int = 96
+  semantic_dim: int = 256
+  semantic_layers: int = 4
   kernel: int = 5
   codebooks: int = 12
   codes: int = 1024
@@ -54,6 +57,7 @@ class AudioConfig:
   def quantizer(self) -> quantize.QuantizerConfig:
     return quantize.QuantizerConfig(
       dim=self.dim,
+      semantic_dim=self.semantic_dim,
       codebooks=self.codebooks,
       codes=self.codes,
       code_dim=self.code_dim,
@@ -117,7 +121,7 @@ _CENTRE, _SPREAD = -2.0, 2.0
 
 
 class Encoder(nnx.Module):
-  """Log magnitudes to vectors at the codec's frame rate."""
+  """Log magnitudes to acoustic vectors at the codec's frame rate."""
 
   def __init__(self, c: AudioConfig, *, rngs: nnx.Rngs):
     self.config = c
@@ -139,6 +143,30 @@ class Encoder(nnx.Module):
     x_BTD = rms_norm(x_BFC).reshape(B, F // c.spectra, -1) @ self.w_join[...]
     x_BTD, wide = run_stack(self.wide, x_BTD, state[1])
     return rms_norm(x_BTD) @ self.w_out_DD[...], (narrow, wide)
+
+
+class SemanticEncoder(nnx.Module):
+  """Log mel magnitudes to vectors of what is said, at the codec's frame rate."""
+
+  def __init__(self, c: AudioConfig, *, rngs: nnx.Rngs):
+    self.config = c
+    self.w_in_MC = dense(rngs, c.mels, c.semantic_narrow_dim)
+    self.narrow = stack(2, c.semantic_narrow_dim, c.kernel, 2, rngs=rngs)
+    self.w_join = dense(rngs, c.spectra * c.semantic_narrow_dim, c.semantic_dim)
+    self.wide = stack(c.semantic_layers, c.semantic_dim, c.kernel, 2, rngs=rngs)
+
+  def init_state(self, batch: int):
+    c, P = self.config, self.config.kernel - 1
+    narrow = jnp.zeros((2, batch, P, c.semantic_narrow_dim))
+    return narrow, jnp.zeros((c.semantic_layers, batch, P, c.semantic_dim))
+
+  def __call__(self, mel_BFM: jax.Array, state):
+    c, (B, F, _) = self.config, mel_BFM.shape
+    x_BFC = (mel_BFM - _CENTRE) / _SPREAD @ self.w_in_MC[...]
+    x_BFC, narrow = run_stack(self.narrow, x_BFC, state[0])
+    x_BTD = rms_norm(x_BFC).reshape(B, F // c.spectra, -1) @ self.w_join[...]
+    x_BTD, wide = run_stack(self.wide, x_BTD, state[1])
+    return rms_norm(x_BTD), (narrow, wide)
 
 
 class Decoder(nnx.Module):
@@ -168,10 +196,11 @@ class Decoder(nnx.Module):
 
 
 class Codec(nnx.Module):
-  """Encoder, quantiser and decoder."""
+  """Encoders of sound and of what is said, quantiser and decoder."""
 
   def __init__(self, config: AudioConfig, *, rngs: nnx.Rngs):
     self.config = config
     self.encoder = Encoder(config, rngs=rngs)
+    self.semantic = SemanticEncoder(config, rngs=rngs)
     self.quantizer = quantize.quantizer(config.quantizer, rngs=rngs)
     self.decoder = Decoder(config, rngs=rngs)

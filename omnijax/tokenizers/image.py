@@ -169,6 +169,16 @@ class ImageTokenizer:
     """Number of different codes."""
     return math.prod(self.model.config.levels)
 
+  def vectors(self) -> np.ndarray:
+    """What the codes stand for: the level of every channel, one-hot, float32 [codes, sum(levels)].
+
+    Codes that differ in one channel look alike.
+    """
+    levels = self.model.config.levels
+    bins_CK = np.unravel_index(np.arange(self.codes), levels[::-1])[::-1]
+    return np.concatenate([np.eye(n, dtype=np.float32)[bins_K]
+                           for n, bins_K in zip(levels, bins_CK, strict=True)], 1)
+
   @property
   def downsample(self) -> int:
     """Pixels of a side per code."""

@@ -55,4 +55,11 @@ def vocab_of(tokenizers: Tokenizers, codebooks: int) -> vocab_lib.Vocab:
                      f"{tokenizers.audio.codebooks}; use at most that many.")
   return vocab_lib.Vocab(text=tokenizers.text.size, image=tokenizers.image.codes,
                          audio=tokenizers.audio.codes, codebooks=codebooks,
+                         image_dim=tokenizers.image.vectors().shape[-1],
                          code_dim=tokenizers.audio.vectors(1).shape[-1])
+
+
+def vectors_of(tokenizers: Tokenizers, vocab: vocab_lib.Vocab) -> vocab_lib.Vectors:
+  """What the codes of the vocabulary stand for."""
+  return vocab_lib.Vectors(image_KA=tokenizers.image.vectors(),
+                           audio_QCA=tokenizers.audio.vectors(vocab.codebooks))

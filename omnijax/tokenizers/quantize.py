@@ -70,13 +70,14 @@ class QuantizerConfig:
   """A frame quantiser: RVQ of `codebooks` x `codes`, or grouped FSQ when `fsq_levels` is given."""
 
   dim: int
+  semantic_dim: int
   codebooks: int
   codes: int
   code_dim: int
   fsq_levels: tuple[int, ...] = ()
 
   def __post_init__(self):
-    for name in ("dim", "codebooks", "codes", "code_dim"):
+    for name in ("dim", "semantic_dim", "codebooks", "codes", "code_dim"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)}; want at least 1")
     if self.fsq_levels:
@@ -93,74 +94,86 @@ class Quantized:
   """What training needs of one quantisation; a pytree."""
 
   z_ND: jax.Array  # sum of the active levels, straight-through
-  first_ND: jax.Array  # the first level alone
+  first_NE: jax.Array  # the first level alone, what it means to a reader
   codes_NQ: jax.Array  # int32
   latents_QNE: jax.Array  # what each level tried to code: what its codebook learns from
   loss: jax.Array  # commitment, mean over active levels
 
 
 jax.tree_util.register_dataclass(
-  Quantized, ["z_ND", "first_ND", "codes_NQ", "latents_QNE", "loss"], []
+  Quantized, ["z_ND", "first_NE", "codes_NQ", "latents_QNE", "loss"], []
 )
 
 
 class ResidualVQ(nnx.Module):
-  """Residual vector quantiser in a projected space of bounded vectors.
+  """Vector quantiser of meaning, beside a residual vector quantiser of sound.
 
-  Its codebooks are no business of the optimizer: they follow the latents by moving averages
-  (`Codebooks`), which stays stable at learning rates where codebooks trained by gradient ran away
-  (experiments/LOG.md). Source: SoundStream (Zeghidour et al. 2021).
+  The first codebook codes the semantic vectors alone, and what is reconstructed pulls neither at
+  them nor at it; the others code the acoustic vectors, each what its predecessors left. All are
+  summed. Codebooks are no business of the optimizer: they follow the latents, in a projected
+  space of bounded vectors, by moving averages (`Codebooks`), which stays stable at learning rates
+  where codebooks trained by gradient ran away (experiments/LOG.md). Sources: SoundStream
+  (Zeghidour et al. 2021); the split, Mimi (Defossez et al. 2024).
   """
 
   def __init__(self, config: QuantizerConfig, *, rngs: nnx.Rngs):
     c, normal = config, jax.random.normal
     self.config = config
-    self.w_in_DE = nnx.Param(normal(rngs.params(), (c.dim, c.code_dim)) / math.sqrt(c.dim))
+    weight = lambda i, o: nnx.Param(normal(rngs.params(), (i, o)) / math.sqrt(i))
+    self.w_semantic_in = weight(c.semantic_dim, c.code_dim)
+    self.w_semantic_out = weight(c.code_dim, c.dim)
+    self.w_in_DE = weight(c.dim, c.code_dim)
     self.codebook_QKE = nnx.Param(normal(rngs.params(), (c.codebooks, c.codes, c.code_dim)))
-    self.w_out_ED = nnx.Param(normal(rngs.params(), (c.code_dim, c.dim)) / math.sqrt(c.code_dim))
+    self.w_out_ED = weight(c.code_dim, c.dim)
 
-  def __call__(self, z_ND: jax.Array, levels_N: jax.Array) -> Quantized:
+  def __call__(self, meaning_ND: jax.Array, sound_ND: jax.Array, levels_N: jax.Array) -> Quantized:
     """Quantises vectors, each with its own number of levels (quantiser dropout).
 
     Args:
-      z_ND: vectors.
-      levels_N: int32, how many levels are summed for each vector; 1 <= levels <= Q.
+      meaning_ND: semantic vectors, of semantic_dim.
+      sound_ND: acoustic vectors of the same frames.
+      levels_N: int32, how many levels are summed for each frame; 1 <= levels <= Q.
     """
-    latent_NE = self._latent(z_ND)
     stop = jax.lax.stop_gradient
-    codes_QN, residual_QNE, value_QNE = self._levels(stop(latent_NE))
-    active_QN = (jnp.arange(self.config.codebooks)[:, None] < levels_N[None]).astype(z_ND.dtype)
-    sums_QNE = jnp.cumsum(value_QNE, 0)
-    commit_QN = jnp.mean((latent_NE[None] - stop(sums_QNE)) ** 2, -1)
-    total_NE = jnp.sum(value_QNE * active_QN[:, :, None], 0)
-    through = lambda value_NE: (latent_NE + stop(value_NE - latent_NE)) @ self.w_out_ED[...]
+    latent_2NE = self._latents(meaning_ND, sound_ND)
+    codes_QN, residual_QNE, value_QNE = self._levels(stop(latent_2NE))
+    active_QN = (jnp.arange(self.config.codebooks)[:, None] < levels_N[None]).astype(jnp.float32)
+    through_NE = lambda latent_NE, value_NE: latent_NE + stop(value_NE - latent_NE)
+    # Level q > 0 commits the sum of the levels up to it to the acoustic latent.
+    target_QNE = jnp.concatenate([value_QNE[:1], jnp.cumsum(value_QNE[1:], 0)])
+    latent_QNE = latent_2NE[jnp.minimum(jnp.arange(self.config.codebooks), 1)]
+    commit_QN = jnp.mean((latent_QNE - stop(target_QNE)) ** 2, -1)
+    sound_NE = jnp.sum(value_QNE[1:] * active_QN[1:, :, None], 0)
+    sound_NE = through_NE(latent_2NE[1], sound_NE) * (levels_N > 1)[:, None]
     return Quantized(
-      z_ND=through(total_NE),
-      first_ND=through(value_QNE[0]),
+      z_ND=stop(value_QNE[0]) @ self.w_semantic_out[...] + sound_NE @ self.w_out_ED[...],
+      first_NE=through_NE(latent_2NE[0], value_QNE[0]),
       codes_NQ=codes_QN.T,
       latents_QNE=residual_QNE,
       loss=jnp.sum(commit_QN * active_QN) / jnp.sum(active_QN),
     )
 
-  def encode(self, z_ND: jax.Array) -> jax.Array:
+  def encode(self, meaning_ND: jax.Array, sound_ND: jax.Array) -> jax.Array:
     """Codes [N, Q] int32 of vectors."""
-    return self._levels(self._latent(z_ND))[0].T
+    return self._levels(self._latents(meaning_ND, sound_ND))[0].T
 
   def decode(self, codes_Nq: jax.Array) -> jax.Array:
     """Vectors [N, D] of the first q <= Q codebooks' codes."""
     q = codes_Nq.shape[1]
-    value_NqE = jax.vmap(lambda b, c: b[c], (0, 1), 1)(self.codebook_QKE[...][:q], codes_Nq)
-    return jnp.sum(value_NqE, 1) @ self.w_out_ED[...]
+    value_qNE = jax.vmap(lambda b, c: b[c], (0, 1))(self.codebook_QKE[...][:q], codes_Nq)
+    sound_NE = jnp.sum(value_qNE[1:], 0)
+    return value_qNE[0] @ self.w_semantic_out[...] + sound_NE @ self.w_out_ED[...]
 
   def vectors(self, q: int) -> jax.Array:
-    """What each code of the first q codebooks adds to the latent, [q, K, E]."""
+    """What each code of the first q codebooks stands for, [q, K, E]."""
     return self.codebook_QKE[...][:q]
 
-  def _latent(self, z_ND):
-    latent_NE = z_ND @ self.w_in_DE[...]
-    return latent_NE * jax.lax.rsqrt(jnp.mean(latent_NE**2, -1, keepdims=True) + 1e-6)
+  def _latents(self, meaning_ND, sound_ND):
+    latents = meaning_ND @ self.w_semantic_in[...], sound_ND @ self.w_in_DE[...]
+    latent_2NE = jnp.stack(latents)
+    return latent_2NE * jax.lax.rsqrt(jnp.mean(latent_2NE**2, -1, keepdims=True) + 1e-6)
 
-  def _levels(self, latent_NE):
+  def _levels(self, latent_2NE):
     """Codes [Q, N], what each level saw [Q, N, E] and what it answered [Q, N, E]."""
 
     def level(residual_NE, codebook_KE):
@@ -171,7 +184,9 @@ class ResidualVQ(nnx.Module):
       return residual_NE - value_NE, (code_N, residual_NE, value_NE)
 
     codebook_QKE = jax.lax.stop_gradient(self.codebook_QKE[...])
-    return jax.lax.scan(level, latent_NE, codebook_QKE)[1]
+    meaning = level(latent_2NE[0], codebook_QKE[0])[1]
+    sound = jax.lax.scan(level, latent_2NE[1], codebook_QKE[1:])[1]
+    return jax.tree.map(lambda m, s: jnp.concatenate([m[None], s]), meaning, sound)
 
 
 @functools.partial(
@@ -238,24 +253,24 @@ class GroupedFSQ(nnx.Module):
     if not c.fsq_levels:
       raise ValueError("fsq_levels=() given to GroupedFSQ; want the levels of each channel")
     self.config = config
-    self.w_in_QDE = nnx.Param(
-      normal(rngs.params(), (c.codebooks, c.dim, c.code_dim)) / math.sqrt(c.dim)
-    )
-    self.w_out_QED = nnx.Param(
-      normal(rngs.params(), (c.codebooks, c.code_dim, c.dim)) / math.sqrt(c.code_dim)
-    )
+    weight = lambda *shape: nnx.Param(normal(rngs.params(), shape) / math.sqrt(shape[-2]))
+    self.w_semantic_in = weight(c.semantic_dim, c.code_dim)
+    self.w_in_QDE = weight(c.codebooks - 1, c.dim, c.code_dim)
+    self.w_out_QED = weight(c.codebooks, c.code_dim, c.dim)
 
-  def __call__(self, z_ND: jax.Array, levels_N: jax.Array) -> Quantized:
+  def __call__(self, meaning_ND: jax.Array, sound_ND: jax.Array, levels_N: jax.Array) -> Quantized:
     """As `ResidualVQ.__call__`; FSQ needs no loss of its own."""
-    latents_QNE = jnp.einsum("nd,qde->qne", z_ND, self.w_in_QDE[...])
+    stop = jax.lax.stop_gradient
+    latents_QNE = self._latents(meaning_ND, sound_ND)
     value_QNE, codes_QN = FSQ(self.config.fsq_levels)(latents_QNE)
-    out_QND = jnp.einsum("qne,qed->qnd", value_QNE, self.w_out_QED[...])
+    w_out_QED = self.w_out_QED[...]
+    out_QND = jnp.concatenate([stop(value_QNE[:1]), value_QNE[1:]]) @ w_out_QED
     active_QN = jnp.arange(self.config.codebooks)[:, None] < levels_N[None, :]
     return Quantized(
       z_ND=jnp.sum(out_QND * active_QN[:, :, None], 0),
-      first_ND=out_QND[0],
+      first_NE=value_QNE[0],
       codes_NQ=codes_QN.T,
-      latents_QNE=jax.lax.stop_gradient(latents_QNE),
+      latents_QNE=stop(latents_QNE),
       loss=jnp.zeros(()),
     )
 
@@ -264,15 +279,18 @@ class GroupedFSQ(nnx.Module):
     value_KE = FSQ(self.config.fsq_levels).vectors(jnp.arange(self.config.codes))
     return jnp.broadcast_to(value_KE[None], (q, *value_KE.shape))
 
-  def encode(self, z_ND: jax.Array) -> jax.Array:
+  def encode(self, meaning_ND: jax.Array, sound_ND: jax.Array) -> jax.Array:
     """Codes [N, Q] int32 of vectors."""
-    latents_NQE = jnp.einsum("nd,qde->nqe", z_ND, self.w_in_QDE[...])
-    return FSQ(self.config.fsq_levels)(latents_NQE)[1]
+    return FSQ(self.config.fsq_levels)(self._latents(meaning_ND, sound_ND))[1].T
 
   def decode(self, codes_Nq: jax.Array) -> jax.Array:
     """Vectors [N, D] of the first q <= Q groups' codes."""
     value_NqE = FSQ(self.config.fsq_levels).vectors(codes_Nq)
     return jnp.einsum("nqe,qed->nd", value_NqE, self.w_out_QED[...][: codes_Nq.shape[1]])
+
+  def _latents(self, meaning_ND, sound_ND):
+    meaning_NE = meaning_ND @ self.w_semantic_in[...]
+    return jnp.concatenate([meaning_NE[None], sound_ND @ self.w_in_QDE[...]])
 
 
 def quantizer(config: QuantizerConfig, *, rngs: nnx.Rngs) -> ResidualVQ | GroupedFSQ:

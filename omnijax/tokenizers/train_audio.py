@@ -1,6 +1,8 @@
-"""Trains the speech codec: losses on magnitudes, a semantic first codebook, an optional critic.
+"""Trains the speech codec: first what is said (`train_semantic`), then how it sounds.
 
-Shapes: as in codec.py; N = B * T vectors, X CTC steps, U characters of a transcript.
+The second part leaves the semantic codes alone; it has losses on magnitudes and an optional critic.
+
+Shapes: as in codec.py; N = B * T vectors.
 """
 
 import dataclasses
@@ -8,6 +10,8 @@ import functools
 import json
 import os
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +23,8 @@ from flax import nnx
 from rich.console import Console
 from rich.progress import Progress
 
-from omnijax.tokenizers import adversary, audio, clips, quantize, spectral
+from omnijax.tokenizers import adversary, audio, clips, quantize, spectral, train_semantic
 from omnijax.tokenizers import codec as net
-
-CTC_RATE = 4  # CTC steps of a codec frame
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,7 @@ class AudioTrainConfig:
   """One training of the codec."""
 
   codec: net.AudioConfig = net.AudioConfig()
+  semantic: train_semantic.SemanticTrainConfig = train_semantic.SemanticTrainConfig()
   start: str = ""  # directory of a tokenizer to go on from, of the same `codec`; else from nothing
   steps: int = 8400
   seed: int = 0
@@ -42,7 +45,6 @@ class AudioTrainConfig:
   mel_weight: float = 1.0
   spectrum_weight: float = 0.5
   quantizer_weight: float = 0.25
-  semantic_weight: float = 0.05
   adversarial_weight: float = 0.0  # above 0, a critic of spectra is trained against the codec
   critic_lr: float = 3e-4
   full_depth: float = 0.5  # share of clips that use all codebooks (the others: a random prefix)
@@ -59,25 +61,9 @@ class AudioTrainConfig:
       raise ValueError(f"steps={self.steps} is not more than warmup={self.warmup}")
 
 
-class SemanticHead(nnx.Module):
-  """Predicts the transcript's characters from the first codebook alone; only used in training."""
-
-  def __init__(self, c: net.AudioConfig, *, rngs: nnx.Rngs):
-    self.blocks = net.stack(1, c.dim, c.kernel, 2, rngs=rngs)
-    self.w_out = net.dense(rngs, c.dim, CTC_RATE * len(clips.ALPHABET))
-
-  def __call__(self, z_BTD: jax.Array) -> jax.Array:
-    """Logits [B, T * CTC_RATE, characters]."""
-    B, T, D = z_BTD.shape
-    past = jnp.zeros((1, B, self.blocks.taps_JD.shape[1] - 1, D))
-    x_BTD, _ = net.run_stack(self.blocks, z_BTD, past)
-    logits = net.rms_norm(x_BTD) @ self.w_out[...]
-    return logits.reshape(B, T * CTC_RATE, len(clips.ALPHABET))
-
-
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["step", "codec", "head", "opt", "books", "critic", "critic_opt"],
+  data_fields=["step", "codec", "opt", "books", "critic", "critic_opt"],
   meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +72,6 @@ class State:
 
   step: jax.Array
   codec: net.Codec
-  head: SemanticHead
   opt: optax.OptState
   books: quantize.Codebooks
   critic: adversary.Critic | None
@@ -113,7 +98,6 @@ def init(config: AudioTrainConfig) -> State:
   """State before the first step."""
   rngs = nnx.Rngs(config.seed)
   codec = net.Codec(config.codec, rngs=rngs)
-  head = SemanticHead(config.codec, rngs=rngs)
   books = quantize.init_codebooks(config.codec.quantizer)
   if config.start:
     loaded = audio.load(config.start)
@@ -126,36 +110,30 @@ def init(config: AudioTrainConfig) -> State:
   if config.adversarial_weight > 0:
     critic = adversary.Critic(rngs=rngs)
     critic_opt = critic_optimizer(config).init(critic)
-  opt = optimizer(config).init((codec, head))
-  return State(jnp.int32(0), codec, head, opt, books, critic, critic_opt)
+  opt = optimizer(config).init(codec)
+  return State(jnp.int32(0), codec, opt, books, critic, critic_opt)
 
 
 def reconstruct(codec: net.Codec, target_BFK: jax.Array, config: AudioTrainConfig, key: jax.Array):
   """Log magnitudes through a random number of codebooks, and the quantisation."""
   c, (B, F, _) = config.codec, target_BFK.shape
   T = F // c.spectra
-  z_BTD, _ = codec.encoder(target_BFK, codec.encoder.init_state(B))
+  sound_BTD, _ = codec.encoder(target_BFK, codec.encoder.init_state(B))
+  mel_BFM = spectral.log_mel(target_BFK, c.stft)
+  meaning_BTD, _ = codec.semantic(mel_BFM, codec.semantic.init_state(B))
   level_key, full_key = jax.random.split(key)
   levels_B = jax.random.randint(level_key, (B,), 1, c.codebooks + 1)
   full_B = jax.random.uniform(full_key, (B,)) < config.full_depth
   levels_N = jnp.repeat(jnp.where(full_B, c.codebooks, levels_B), T)
-  quantized = codec.quantizer(z_BTD.reshape(B * T, c.dim), levels_N)
+  meaning_ND = jax.lax.stop_gradient(meaning_BTD.reshape(B * T, c.semantic_dim))
+  quantized = codec.quantizer(meaning_ND, sound_BTD.reshape(B * T, c.dim), levels_N)
   z_BTD = quantized.z_ND.reshape(B, T, c.dim)
   out_BFK, _ = codec.decoder(z_BTD, codec.decoder.init_state(B))
   return out_BFK, quantized
 
 
-def semantic_loss(head: SemanticHead, first_BTD: jax.Array, valid_BT: jax.Array, batch: dict):
-  """CTC loss of the transcripts, in nats a character, over the clips that have one."""
-  silent_BX = 1.0 - jnp.repeat(valid_BT, CTC_RATE, 1)
-  ctc_B = optax.ctc_loss(head(first_BTD), silent_BX, batch["chars"], batch["char_padding"])
-  letters_B = jnp.sum(1.0 - batch["char_padding"], -1)
-  return jnp.sum(jnp.where(letters_B > 0, ctc_B, 0.0)) / jnp.maximum(jnp.sum(letters_B), 1)
-
-
-def losses(models, critic, batch: dict, config: AudioTrainConfig, key: jax.Array):
+def losses(codec: net.Codec, critic, batch: dict, config: AudioTrainConfig, key: jax.Array):
   """Weighted loss; its parts, the quantisation and (target, output) spectra of one batch."""
-  codec, head = models
   c, stft = config.codec, config.codec.stft
   wave_BL = jnp.pad(batch["wave"], ((0, 0), (stft.overlap, 0)))
   target_BFK = spectral.log_magnitude(wave_BL, stft)
@@ -172,7 +150,6 @@ def losses(models, critic, batch: dict, config: AudioTrainConfig, key: jax.Array
     "mel": gap(spectral.log_mel(out_BFK, stft), spectral.log_mel(target_BFK, stft)),
     "spectrum": gap(out_BFK, target_BFK),
     "quantizer": quantized.loss,
-    "semantic": semantic_loss(head, quantized.first_ND.reshape(-1, T, c.dim), valid_BT, batch),
   }
   # outside the clips the critic would judge silence that the codec is not taught
   masked = [jnp.where(valid_BF[:, :, None] > 0, x, -2.0) for x in (target_BFK, out_BFK)]
@@ -184,22 +161,26 @@ def losses(models, critic, batch: dict, config: AudioTrainConfig, key: jax.Array
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
 def train_step(state: State, batch: dict, config: AudioTrainConfig) -> tuple[State, dict]:
-  """One update of codec and head, then of the codebooks, then of the critic if there is one."""
+  """One update of the codec, then of its codebooks, then of the critic if there is one."""
   key, restart_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
-  models = (state.codec, state.head)
   (total, (parts, quantized, spectra)), grads = jax.value_and_grad(losses, has_aux=True)(
-    models, state.critic, batch, config, key
+    state.codec, state.critic, batch, config, key
   )
-  updates, opt = optimizer(config).update(grads, state.opt, models)
-  codec, head = optax.apply_updates(models, updates)
+  updates, opt = optimizer(config).update(grads, state.opt, state.codec)
+  codec = optax.apply_updates(state.codec, updates)
+  # Weight decay would change the semantic codes, which have no gradient here.
+  before = state.codec.quantizer
+  codec.semantic = state.codec.semantic
+  codec.quantizer.w_semantic_in[...] = before.w_semantic_in[...]
   metrics = parts | {"loss": total, "grad_norm": optax.tree.norm(grads)}
   books, critic, critic_opt = state.books, state.critic, state.critic_opt
   if isinstance(codec.quantizer, quantize.ResidualVQ):
+    assert isinstance(before, quantize.ResidualVQ)
     due = state.step % config.restart_every == 0
     books, codebook_QKE = quantize.learn_codebooks(
       books, quantized, due, config.restart_below, restart_key
     )
-    codec.quantizer.codebook_QKE[...] = codebook_QKE
+    codec.quantizer.codebook_QKE[...] = codebook_QKE.at[0].set(before.codebook_QKE[...][0])
     share_QK = books.uses_QK / jnp.sum(books.uses_QK, -1, keepdims=True)
     bits_Q = -jnp.sum(share_QK * jnp.log2(share_QK + 1e-9), -1)
     metrics |= {"bits_first": bits_Q[0], "bits": jnp.mean(bits_Q)}
@@ -207,10 +188,10 @@ def train_step(state: State, batch: dict, config: AudioTrainConfig) -> tuple[Sta
     metrics["critic"], grads = jax.value_and_grad(adversary.critic_loss)(critic, *spectra)
     updates, critic_opt = critic_optimizer(config).update(grads, critic_opt)
     critic = optax.apply_updates(critic, updates)
-  return State(state.step + 1, codec, head, opt, books, critic, critic_opt), metrics
+  return State(state.step + 1, codec, opt, books, critic, critic_opt), metrics
 
 
-def save_state(path: Path, state: State) -> None:
+def save_state(path: Path, state: Any) -> None:
   """Whole or not at all: writes beside, then renames."""
   part = path.with_suffix(".part.npz")
   leaves: dict[str, Any] = {}
@@ -220,7 +201,7 @@ def save_state(path: Path, state: State) -> None:
   os.replace(part, path)
 
 
-def restore_state(path: Path, like: State) -> State:
+def restore_state(path: Path, like: Any) -> Any:
   """What `save_state` wrote, in the structure of `like`."""
   with np.load(path) as file:
     leaves = [file[f"leaf_{i}"] for i in range(len(file.files))]
@@ -234,11 +215,24 @@ def train(config: AudioTrainConfig, corpus: Path, out: Path) -> None:
 
   Args:
     corpus: JSON lines of {"audio": path, "transcript": text (optional)}.
-    out: a directory; also gets state.npz, metrics.jsonl and the decoded clips.
+    out: a directory; also gets {semantic,acoustic}.npz and .jsonl (states and metrics) and the
+      decoded clips.
+
+  Raises:
+    ValueError: no clip can be read, or none has a transcript while semantic.steps is above 0.
   """
   out.mkdir(parents=True, exist_ok=True)
   console = Console(stderr=True)
   data, index = clips.pack(corpus, out / "clips", config.codec.sample_rate, console)
+  state = init(config)
+  if config.semantic.steps:
+    batches = train_semantic.batches(data, index, config.codec.frame_size, config.semantic,
+                                     config.seed)
+    learned = _run(
+      train_semantic.init(config.semantic, config.codec, config.seed),
+      lambda state, batch: train_semantic.train_step(state, batch, config.semantic, config.seed),
+      batches, config.semantic.steps, out / "semantic", config.save_every_s, console)
+    train_semantic.graft(state.codec, learned.models)
   batches = clips.Batches(
     data,
     index,
@@ -247,27 +241,37 @@ def train(config: AudioTrainConfig, corpus: Path, out: Path) -> None:
     batch_frames=config.batch_frames,
     seed=config.seed,
   )
-  state, path = init(config), out / "state.npz"
+  state = _run(state, lambda state, batch: train_step(state, batch, config), batches, config.steps,
+               out / "acoustic", config.save_every_s, console)
+  audio.save(out, state.codec)
+
+
+def _run(state: Any, step_fn: Callable[[Any, dict], tuple[Any, dict]], batches: clips.Batches,
+         steps: int, name: Path, save_every_s: float, console: Console) -> Any:
+  """Goes on from NAME.npz to the last step; metrics go to NAME.jsonl."""
+  path, log_path = name.with_suffix(".npz"), name.with_suffix(".jsonl")
   if path.exists():
     state = restore_state(path, state)
-  first, log_path = int(state.step), out / "metrics.jsonl"
+  first, saved = int(state.step), time.monotonic()
   _keep_lines(log_path, first)
-  saved = time.monotonic()
-  with Progress(console=console, disable=not console.is_terminal) as bar, log_path.open("a") as log:
-    task = bar.add_task("audio tokenizer", total=config.steps, completed=first)
-    for step in range(first, config.steps):
-      state, metrics = train_step(state, batches[step], config)
+  with (Progress(console=console, disable=not console.is_terminal) as bar,
+        log_path.open("a") as log, ThreadPoolExecutor(1) as pool):
+    task = bar.add_task(f"codec, {name.name}", total=steps, completed=first)
+    # Batches are made while the step before them runs.
+    coming = pool.submit(batches.__getitem__, first)
+    for step in range(first, steps):
+      batch, coming = coming.result(), pool.submit(batches.__getitem__, step + 1)
+      state, metrics = step_fn(state, batch)
       if step % 20 == 0:
         values = {name: round(float(x), 5) for name, x in metrics.items()}
         log.write(json.dumps({"step": step} | values) + "\n")
         log.flush()
-        bar.update(task, description=f"audio tokenizer, mel {values['mel']:.3f}")
       bar.update(task, completed=step + 1)
-      if time.monotonic() - saved > config.save_every_s:
+      if time.monotonic() - saved > save_every_s:
         save_state(path, state)
         saved = time.monotonic()
   save_state(path, state)
-  audio.save(out, state.codec)
+  return state
 
 
 def _keep_lines(path: Path, steps: int) -> None:

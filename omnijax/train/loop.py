@@ -182,7 +182,7 @@ def _rest(state: state_lib.TrainState) -> dict[str, Any]:
 
 def _restore_or_init(run, r, saved) -> state_lib.TrainState:
   if saved.latest is None:
-    return state_lib.init(run, r.vocab, vectors_QCA=r.tokenizers.audio.vectors(r.vocab.codebooks))
+    return state_lib.init(run, r.vocab, vectors=tokenizers_lib.vectors_of(r.tokenizers, r.vocab))
   like = state_lib.abstract(run, r.vocab)
   model, rest = saved.restore(like.model, _rest(like))
   return state_lib.TrainState(rest["step"], model, rest["opt_state"])

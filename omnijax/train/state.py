@@ -5,7 +5,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from omnijax import config as config_lib
@@ -28,9 +27,9 @@ class TrainState:
 
 
 def init(run: config_lib.Run, vocab: vocab_lib.Vocab, rules: Rules = RULES, *,
-         vectors_QCA: np.ndarray | None = None) -> TrainState:
-  """A fresh state on the current mesh, a function of run.train.seed (and the codec's vectors)."""
-  return _maker(run, vocab, rules)(jax.random.key(run.train.seed), vectors_QCA)
+         vectors: vocab_lib.Vectors | None = None) -> TrainState:
+  """A fresh state on the current mesh, a function of run.train.seed and the codes' vectors."""
+  return _maker(run, vocab, rules)(jax.random.key(run.train.seed), vectors)
 
 
 def abstract(run: config_lib.Run, vocab: vocab_lib.Vocab, rules: Rules = RULES) -> TrainState:
@@ -48,8 +47,8 @@ def abstract(run: config_lib.Run, vocab: vocab_lib.Vocab, rules: Rules = RULES) 
 def _maker(run: config_lib.Run, vocab: vocab_lib.Vocab, rules: Rules):
   tx = optim.make(run.optim, run.train.steps)
 
-  def make(key: jax.Array, vectors_QCA: jax.Array | None = None) -> TrainState:
-    model = transformer.init(run.model, vocab, rules, key, vectors_QCA)
+  def make(key: jax.Array, vectors: vocab_lib.Vectors | None = None) -> TrainState:
+    model = transformer.init(run.model, vocab, rules, key, vectors)
     state = TrainState(jnp.int32(0), model, tx.init(model))
     # Constants of the optimizer are born untyped; give them the type a step gives back, or the
     # second step compiles again.

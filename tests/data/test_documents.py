@@ -131,6 +131,16 @@ def test_transcribe_and_speak():
                              v.AUDIO_END, v.EOS]
 
 
+def test_a_drawing_may_lose_what_the_user_wrote_and_said_but_no_picture():
+  asked = [text(7, role=d.USER), audio(2, role=d.USER), image(1, 1, d.USER)]
+  s = render([*asked, image(1, 1, d.ASSISTANT)], dropped=True)
+  picture = [v.rows(1), v.cols(1), I0]
+  assert s.main.tolist() == [v.BOS, v.USER, *picture, v.ASSISTANT, *picture, v.EOS]
+  assert len(s.frame_at) == 0
+  answered = [*asked, text(1, role=d.ASSISTANT)]
+  assert render(answered, dropped=True).main.tolist() == render(answered).main.tolist()
+
+
 def part_rows(parts):
   rows = []
   for p in parts:
@@ -185,10 +195,14 @@ def test_tasks_are_drawn_by_their_odds_among_those_usable():
   data = dataclasses.replace(DATA, caption_dropout=0.25, tasks=config.Tasks(
     plain=0, caption=1, draw=3, transcribe=5, speak=0))
   usable = np.tile([True, True, True, False, False], (n, 1))
-  task, dropped = d.choose(usable, chance, data)
+  counts = np.zeros(n, d.COUNTS)
+  task, dropped = d.choose(counts, usable, chance, data)
   share = np.bincount(task, minlength=5) / n
   np.testing.assert_allclose(share, [0, 0.25, 0.75, 0, 0], atol=0.01)
   assert not dropped[task != d.DRAW].any()
   np.testing.assert_allclose(dropped[task == d.DRAW].mean(), 0.25, atol=0.01)
   only_plain = np.tile([True, False, False, False, False], (n, 1))
-  assert (d.choose(only_plain, chance, data)[0] == d.PLAIN).all()
+  counts["asked_positions"][::2] = 3
+  task, dropped = d.choose(counts, only_plain, chance, data)
+  assert (task == d.PLAIN).all() and not dropped[1::2].any()
+  np.testing.assert_allclose(dropped[::2].mean(), 0.25, atol=0.01)

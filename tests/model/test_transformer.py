@@ -11,7 +11,7 @@ from flax import nnx
 
 from omnijax import sharding
 from omnijax.kernels.attention import attention
-from omnijax.model import rope
+from omnijax.model import rope, transformer
 from omnijax.model.transformer import Omni
 
 _forward = jax.jit(lambda model, batch: model(batch))
@@ -132,3 +132,25 @@ def test_bfloat16_is_near_float32(mesh):
   a, b = forward(half, batch)[0], forward(full, batch)[0]
   assert a.dtype == jnp.float32
   assert 0 < np.abs(a - b).max() < 0.2
+
+
+def test_codes_with_like_vectors_are_alike(mesh):
+  """What an image code stands for decides its input and its score, beside a row of its own."""
+  like = tiny.VECTORS._replace(image_KA=np.ones_like(tiny.VECTORS.image_KA))
+  made = transformer.init(tiny.MODEL, tiny.VOCAB, sharding.RULES, jax.random.key(0), like)
+  made.image_AD[...] = made.image_AD[...] + 1.0
+  made.embed.main_VD[...] = made.embed.main_VD[...] * 0
+  made.head_DV[...] = made.head_DV[...] * 0
+  first = tiny.VOCAB.image_start
+  ids = jax.reshard(jnp.asarray([[0, first, first + 7]]), jax.P(None, None))
+  row_13D = np.asarray(jax.jit(lambda m: m.embed.tokens(ids))(made))
+  np.testing.assert_allclose(row_13D[0, 1], row_13D[0, 2])
+  assert not row_13D[0, 0].any() and row_13D[0, 1].any()
+  hidden = jnp.ones((1, 1, tiny.MODEL.dim))
+  logits_V = np.asarray(jax.jit(lambda m: m.logits(hidden))(made))[0, 0]
+  assert np.ptp(logits_V[first : first + 100]) < 1e-5 and logits_V[first] > 1
+  assert not logits_V[:first].any()
+  other = transformer.init(tiny.MODEL, tiny.VOCAB, sharding.RULES, jax.random.key(0), tiny.VECTORS)
+  other.embed.main_VD[...] = other.embed.main_VD[...] * 0
+  row_13D = np.asarray(jax.jit(lambda m: m.embed.tokens(ids))(other))
+  assert np.abs(row_13D[0, 1] - row_13D[0, 2]).max() > 0.1

@@ -20,9 +20,9 @@ def test_roles_of_all_parameters(mesh):
     by_role[role].add(name)
   assert by_role.keys() == {"matrix", "table", "gain", "fixed"}
   assert {n.rsplit(".", 1)[-1] for n in by_role["table"]} == {
-    "main_VD", "tag_MD", "code_QCD", "listen_QAD", "head_DV", "w_in_QDE", "w_main_DE",
+    "main_VD", "tag_MD", "code_QCD", "listen_QAD", "image_AD", "head_DV", "w_in_QDE", "w_main_DE",
     "code_QCE", "w_out_QEC"}
-  assert {n.rsplit(".", 1)[-1] for n in by_role["fixed"]} == {"fixed_QCA"}
+  assert {n.rsplit(".", 1)[-1] for n in by_role["fixed"]} == {"fixed_VA", "fixed_QCA"}
   assert all("gain" in n for n in by_role["gain"]) and len(by_role["gain"]) == 10
   assert len(by_role["matrix"]) == 14
 

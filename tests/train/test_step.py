@@ -18,7 +18,7 @@ def train(shape, steps=3, **changes):
   mesh = sharding.make_mesh(run.mesh)
   sharding.check_divides(run, mesh)
   with jax.set_mesh(mesh):
-    state = state_lib.init(run, tiny.VOCAB)
+    state = state_lib.init(run, tiny.VOCAB, vectors=tiny.VECTORS)
     step = step_lib.make_train_step(run)
     losses = []
     for i in range(steps):
@@ -39,6 +39,13 @@ def test_same_losses_on_every_mesh(shape, reference):
   np.testing.assert_allclose(losses, reference[0], atol=1e-4, rtol=0)
   assert compiled == 1
   assert reference[0][2] < reference[0][0] - 0.01  # it learns, so equality isn't trivial
+
+
+def test_same_losses_with_a_head_on_each_device():
+  heads = {"heads": 8, "kv_heads": 8, "head_dim": 8, "depth_heads": 8}
+  alone, _, _ = train((1, 1, 1, 1, 1), model=heads)
+  spread, _, _ = train((1, 1, 1, 1, 8), model=heads)
+  np.testing.assert_allclose(spread, alone, atol=1e-4, rtol=0)
 
 
 def test_micro_batches_add_up_to_the_batch(reference):
