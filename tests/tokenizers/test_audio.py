@@ -220,7 +220,7 @@ def test_letters():
 TRAIN = train_audio.AudioTrainConfig(
   codec=TINY, semantic=train_semantic.SemanticTrainConfig(
     steps=16, warmup=2, batch_frames=64, buckets=(32,), peak_lr=5e-3),
-  steps=24, warmup=4, batch_frames=64, buckets=(32,), peak_lr=5e-3,
+  steps=60, warmup=4, batch_frames=64, buckets=(32,), peak_lr=5e-3,
   adversarial_weight=0.01, save_every_s=0.0,
 )
 
