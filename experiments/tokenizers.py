@@ -235,7 +235,7 @@ def gather(work: Path) -> None:
 
 
 def train(work: Path) -> None:
-  """Trains the codec as shipped into WORK/audio; about an hour on one core. Resumes."""
+  """Trains a codec like the one shipped into WORK/audio; two hours on two cores. Resumes."""
   train_audio.train(recipes.AUDIO, work / "train.jsonl", work / "audio")
 
 

@@ -16,13 +16,14 @@ from rich.progress import track
 ALPHABET = "-abcdefghijklmnopqrstuvwxyz '"  # CTC symbols; "-" is the blank
 _SPEED = 0.18  # augmentation changes a clip's speed and pitch by up to this, in log
 _SLOWEST = np.exp(_SPEED) + 0.01  # how much longer that makes it
-_CYRILLIC = dict(zip("абвгдеёжзийклмнопрстуфхцчшщъыьэюя".strip(), (
-  "a b v g d e yo zh z i j k l m n o p r s t u f kh ts ch sh shch - y - e yu ya").replace(
-    "-", "'").split(), strict=True))
+# Without letters that are another with a mark: those are taken apart first.
+_CYRILLIC = dict(zip("абвгдежзиклмнопрстуфхцчшщъыьэюя",
+                     "a b v g d e zh z i k l m n o p r s t u f kh ts ch sh shch ' y ' e yu ya"
+                     .split(), strict=True))
 
 
 def letters(transcript: str) -> str:
-  """The transcript in CTC's alphabet; empty if it holds something that has no such letters."""
+  """The transcript in CTC's alphabet, Cyrillic as it sounds; empty if something has no letters."""
   text = unicodedata.normalize("NFKD", transcript.lower().replace("\u2019", "'"))
   text = "".join(_CYRILLIC.get(c, c) for c in text if not unicodedata.combining(c))
   if any(c.isalnum() and c not in ALPHABET for c in text):

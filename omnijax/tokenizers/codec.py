@@ -116,6 +116,12 @@ def run_stack(blocks: Block, x_BTD: jax.Array, past_NBPD: jax.Array):
   return jax.lax.scan(body, x_BTD, (blocks, past_NBPD))
 
 
+def silence(blocks: Block, batch: int) -> jax.Array:
+  """The past [N, B, P, D] of stacked blocks before anything was heard."""
+  N, J, D = blocks.taps_JD.shape
+  return jnp.zeros((N, batch, J - 1, D))
+
+
 # Log magnitudes are about -2 +- 2.
 _CENTRE, _SPREAD = -2.0, 2.0
 
@@ -132,17 +138,12 @@ class Encoder(nnx.Module):
     self.w_out_DD = dense(rngs, c.dim, c.dim)
 
   def init_state(self, batch: int):
-    c, P = self.config, self.config.kernel - 1
-    narrow = jnp.zeros((c.narrow_layers_in, batch, P, c.narrow_dim))
-    return narrow, jnp.zeros((c.encoder_layers, batch, P, c.dim))
+    return silence(self.narrow, batch), silence(self.wide, batch)
 
   def __call__(self, logmag_BFK: jax.Array, state):
-    c, (B, F, _) = self.config, logmag_BFK.shape
     x_BFC = (logmag_BFK - _CENTRE) / _SPREAD @ self.w_in_KC[...]
-    x_BFC, narrow = run_stack(self.narrow, x_BFC, state[0])
-    x_BTD = rms_norm(x_BFC).reshape(B, F // c.spectra, -1) @ self.w_join[...]
-    x_BTD, wide = run_stack(self.wide, x_BTD, state[1])
-    return rms_norm(x_BTD) @ self.w_out_DD[...], (narrow, wide)
+    x_BTD, state = _joined(self, x_BFC, state)
+    return x_BTD @ self.w_out_DD[...], state
 
 
 class SemanticEncoder(nnx.Module):
@@ -156,17 +157,19 @@ class SemanticEncoder(nnx.Module):
     self.wide = stack(c.semantic_layers, c.semantic_dim, c.kernel, 2, rngs=rngs)
 
   def init_state(self, batch: int):
-    c, P = self.config, self.config.kernel - 1
-    narrow = jnp.zeros((2, batch, P, c.semantic_narrow_dim))
-    return narrow, jnp.zeros((c.semantic_layers, batch, P, c.semantic_dim))
+    return silence(self.narrow, batch), silence(self.wide, batch)
 
   def __call__(self, mel_BFM: jax.Array, state):
-    c, (B, F, _) = self.config, mel_BFM.shape
-    x_BFC = (mel_BFM - _CENTRE) / _SPREAD @ self.w_in_MC[...]
-    x_BFC, narrow = run_stack(self.narrow, x_BFC, state[0])
-    x_BTD = rms_norm(x_BFC).reshape(B, F // c.spectra, -1) @ self.w_join[...]
-    x_BTD, wide = run_stack(self.wide, x_BTD, state[1])
-    return rms_norm(x_BTD), (narrow, wide)
+    return _joined(self, (mel_BFM - _CENTRE) / _SPREAD @ self.w_in_MC[...], state)
+
+
+def _joined(encoder: Encoder | SemanticEncoder, x_BFC: jax.Array, state):
+  """Narrow layers on spectra, those of a codec frame joined, wide layers on codec frames."""
+  B, F, _ = x_BFC.shape
+  x_BFC, narrow = run_stack(encoder.narrow, x_BFC, state[0])
+  x_BTC = rms_norm(x_BFC).reshape(B, F // encoder.config.spectra, -1)
+  x_BTD, wide = run_stack(encoder.wide, x_BTC @ encoder.w_join[...], state[1])
+  return rms_norm(x_BTD), (narrow, wide)
 
 
 class Decoder(nnx.Module):
@@ -182,9 +185,7 @@ class Decoder(nnx.Module):
     self.b_out_K = nnx.Param(jnp.zeros(c.stft.bins))
 
   def init_state(self, batch: int):
-    c, P = self.config, self.config.kernel - 1
-    narrow = jnp.zeros((c.narrow_layers_out, batch, P, c.narrow_dim))
-    return jnp.zeros((c.decoder_layers, batch, P, c.dim)), narrow
+    return silence(self.wide, batch), silence(self.narrow, batch)
 
   def __call__(self, z_BTD: jax.Array, state):
     c, (B, T, _) = self.config, z_BTD.shape

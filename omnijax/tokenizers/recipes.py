@@ -1,4 +1,7 @@
-"""Where `omnijax tokenizer train` starts: the trainings that made the tokenizers that ship."""
+"""Where `omnijax tokenizer train` starts: the settings of the tokenizers that ship.
+
+The shipped codec was trained with them in several legs, which experiments/LOG.md tells.
+"""
 
 from omnijax.tokenizers import image, train_audio, train_image
 

@@ -33,7 +33,9 @@ class AudioTrainConfig:
 
   codec: net.AudioConfig = net.AudioConfig()
   semantic: train_semantic.SemanticTrainConfig = train_semantic.SemanticTrainConfig()
-  start: str = ""  # directory of a tokenizer to go on from, of the same `codec`; else from nothing
+  # Directory of a tokenizer to go on from, of the same `codec`; else from nothing. Its semantic
+  # codes are kept if semantic.steps is 0.
+  start: str = ""
   steps: int = 8400
   seed: int = 0
   batch_frames: int = 256  # codec frames of a batch

@@ -36,6 +36,9 @@ class SemanticTrainConfig:
   weight_decay: float = 0.02
   dropout: float = 0.1  # of what the reader sees
   free_share: float = 0.25  # of the steps, first, in which vectors are read unquantised
+  quantizer_weight: float = 0.25
+  restart_every: int = 25
+  restart_below: float = 0.05  # of uniform use
 
 
 class Reader(nnx.Module):
@@ -50,8 +53,7 @@ class Reader(nnx.Module):
   def __call__(self, first_BTE: jax.Array) -> jax.Array:
     """Logits [B, T * CTC_RATE, characters]."""
     B, T, _ = first_BTE.shape
-    D = self.w_in_ED.shape[1]
-    past = jnp.zeros((2, B, self.blocks.taps_JD.shape[1] - 1, D))
+    past = net.silence(self.blocks, B)
     x_BTD, _ = net.run_stack(self.blocks, first_BTE @ self.w_in_ED[...], past)
     logits = net.rms_norm(x_BTD) @ self.w_out[...]
     return logits.reshape(B, T * CTC_RATE, len(clips.ALPHABET))
@@ -152,13 +154,14 @@ def logits(models: Models, mel_BFM: jax.Array, quantised: jax.Array | float, dro
   return models.reader((first_NE * keep_NE).reshape(B, -1, c.code_dim)), q
 
 
-def _loss(models: Models, batch: dict, quantised: jax.Array, dropout: float, key: jax.Array):
+def _loss(models: Models, batch: dict, quantised: jax.Array, config: SemanticTrainConfig,
+          key: jax.Array):
   c = models.encoder.config
   wave_BL = jnp.pad(batch["wave"], ((0, 0), (c.stft.overlap, 0)))
   mel_BFM = spectral.log_mel(spectral.log_magnitude(wave_BL, c.stft), c.stft)
   disguise_key, drop_key = jax.random.split(key)
   mel_BFM, length_B = disguised(mel_BFM, batch["frames"] * float(c.spectra), disguise_key)
-  logits_BXC, quantized = logits(models, mel_BFM, quantised, dropout, drop_key)
+  logits_BXC, quantized = logits(models, mel_BFM, quantised, config.dropout, drop_key)
   X = logits_BXC.shape[1]
   spoken_B = length_B * CTC_RATE / c.spectra
   silent_BX = (jnp.arange(X)[None] >= spoken_B[:, None]).astype(jnp.float32)
@@ -168,7 +171,7 @@ def _loss(models: Models, batch: dict, quantised: jax.Array, dropout: float, key
   possible_B = (letters_B > 0) & (letters_B * 1.3 < spoken_B)
   ctc = jnp.sum(jnp.where(possible_B, ctc_B, 0.0)) / jnp.maximum(
     jnp.sum(jnp.where(possible_B, letters_B, 0.0)), 1)
-  return ctc + 0.25 * quantised * quantized.loss, (ctc, quantized)
+  return ctc + config.quantizer_weight * quantised * quantized.loss, (ctc, quantized)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "seed"), donate_argnames="state")
@@ -178,13 +181,14 @@ def train_step(state: State, batch: dict, config: SemanticTrainConfig, seed: int
   key, restart_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
   quantised = (state.step >= config.steps * config.free_share).astype(jnp.float32)
   grad_fn = jax.value_and_grad(_loss, has_aux=True)
-  (_, (ctc, quantized)), grads = grad_fn(state.models, batch, quantised, config.dropout, key)
+  (_, (ctc, quantized)), grads = grad_fn(state.models, batch, quantised, config, key)
   updates, opt = _optimizer(config).update(grads, state.opt, state.models)
   models, books = optax.apply_updates(state.models, updates), state.books
   metrics = {"semantic": ctc, "quantizer": quantized.loss}
   if isinstance(models.quantizer, quantize.ResidualVQ):
-    due = state.step % 25 == 0
-    books, codebook_QKE = quantize.learn_codebooks(books, quantized, due, 0.05, restart_key)
+    due = state.step % config.restart_every == 0
+    books, codebook_QKE = quantize.learn_codebooks(
+      books, quantized, due, config.restart_below, restart_key)
     models.quantizer.codebook_QKE[...] = codebook_QKE
     share_K = books.uses_QK[0] / jnp.sum(books.uses_QK[0])
     metrics["bits"] = -jnp.sum(share_K * jnp.log2(share_K + 1e-9))
