@@ -8,9 +8,10 @@ data is kept in the repository; see the list of sources and licences below. Run 
     python -m experiments.tokenizers judge WORK     # figures on held-out speech
     python -m experiments.tokenizers ship WORK       # WORK/audio -> omnijax/tokenizers/pretrained
 
-`gather` needs apt-get, dpkg, ffmpeg, espeak-ng and flite (all Debian packages).
+`gather` needs apt-get, dpkg, ffmpeg, espeak-ng and flite (all Debian packages), and pyworld (PyPI).
 """
 
+import collections
 import gzip
 import hashlib
 import itertools
@@ -27,6 +28,7 @@ import numpy as np
 import soundfile
 from rich.progress import track
 
+from experiments.digits import revoice
 from experiments.digits import unpack as digits_files
 from experiments.digits import voices as digits_voices
 from experiments.digits.train_judges import disguised
@@ -61,7 +63,10 @@ FLITE = ("rms", "awb", "kal16")
 # Voices of experiments/digits that are held out there. Of Allison there is other speech enough:
 # it teaches sound (no transcripts) and holds no digits. The others are left out whole, above too.
 HELD_OUT = ("en_US_f_Allison", "es_MX_f_Allison")
-TAKES = {"person": 24, "espeak": 4}  # of the digits' training recordings; others 7
+# Of the digits' training recordings, by kind of voice: disguises, and voices made of each. Blends
+# are many voices as they are.
+DISGUISES = collections.defaultdict(lambda: 6, person=23, espeak=3, blend=0)
+REVOICED = collections.defaultdict(lambda: 3, person=12, espeak=2, blend=0)
 
 
 def unpack(work: Path) -> Path:
@@ -133,17 +138,23 @@ def without_digits(item: dict) -> dict:
 
 
 def digits(work: Path) -> Iterator[dict]:
-  """The training recordings of experiments/digits and disguises of them, all five languages."""
+  """The training recordings of experiments/digits, all five languages, and what is made of them."""
   rng = np.random.default_rng(5)
   for entry, wave in track(digits_files.speech("train"), "digits"):
-    for take in range(TAKES.get(entry["kind"], 7)):
+    kind, person = entry["kind"], entry["kind"] == "person"
+    seed = zlib.crc32(entry["id"].encode())
+    versions = [(wave, 30.0 if person else 7.5)]
+    versions += [(disguised(wave, rng), 1.5 if person else 1.0) for _ in range(DISGUISES[kind])]
+    revoiced = revoice.revoiced(wave, np.random.default_rng(seed), REVOICED[kind])
+    versions += [(sound, 2.0) for sound in revoiced]
+    for take, (sound, weight) in enumerate(versions):
       path = work / "digits" / f"{entry['id']}.{take}.flac"
-      sound = disguised(wave, rng) if take else wave
       if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, sound / max(1.0, np.abs(sound).max() / 0.99), digits_files.RATE)
+      word = digits_voices.WORDS[entry["language"]][entry["digit"]]
       yield {"audio": path, "lang": entry["language"], "voice": entry["voice"],
-             "transcript": digits_voices.WORDS[entry["language"]][entry["digit"]]}
+             "transcript": word, "semantic_weight": weight}
 
 
 def synthesis(sentences: dict[str, list[str]]) -> Iterator[dict]:
@@ -187,16 +198,15 @@ def to_wav(item: dict, wav: Path) -> None:
 
 
 def gather(work: Path) -> None:
-  """Writes WORK/{train,test_en,test_ru,test_voice}.jsonl: no Menardi in train, Russian digits only.
-  """
+  """Writes WORK/{train,test_en,test_ru,test_voice}.jsonl; Menardi and Russian prompts are tests."""
   share = unpack(work)
   prompts = {lang: list(asterisk(share, lang)) for lang in VOICES}
   test = {p["transcript"] for p in prompts["en"] if held_out(p["key"])}
   train = [p for lang in DIGITS for p in prompts[lang] if p["transcript"] not in test]
   train = [without_digits(p) if p["voice"] in HELD_OUT else p for p in train]
   train = [p for p in train if p]
-  train += [i for i in (*other_recordings(share), *tuxpaint(share)) if i["lang"] != "ru"]
-  train += list(digits(work)) * 2  # many voices, little of each
+  train += [i for i in other_recordings(share) if i["lang"] != "ru"]
+  train += [*tuxpaint(share), *digits(work)]
   sentences = {
     lang: sorted({p["transcript"] for p in prompts[lang]} - test) for lang in DIGITS
   }
@@ -225,7 +235,7 @@ def gather(work: Path) -> None:
           continue
       else:
         wav = item["audio"]
-      kept = {k: item[k] for k in ("lang", "voice", "transcript") if k in item}
+      kept = {k: item[k] for k in ("lang", "voice", "transcript", "semantic_weight") if k in item}
       if kept["lang"] not in (*DIGITS, "ru"):
         kept.pop("transcript", None)  # more ways to spell a sound than there is speech to learn by
       if "transcript" in kept:

@@ -103,6 +103,17 @@ def kokoro_recordings(kokoro: synth.Kokoro) -> Iterator[tuple[dict, object]]:
             "source": "kokoro",
           }
           yield clip, lambda la=language, v=voice, d=digit: kokoro.say(la, v, d)
+    for number in range(voices.KOKORO_BLENDS):
+      for digit in range(10):
+        clip = {
+          "language": language,
+          "digit": digit,
+          "voice": f"blend-{language}-{number:02d}",
+          "kind": "blend",
+          "split": "train",
+          "source": "kokoro",
+        }
+        yield clip, lambda la=language, n=number, d=digit: kokoro.blend(la, n, d)
 
 
 def name(clip: dict) -> str:

@@ -21,12 +21,12 @@ from experiments.digits.voices import LANGUAGES, WORDS
 
 # Shares of the documents: reading and hearing generalise slowest. "plain" are single modalities.
 SHARES = {
-  "speech->text": 0.26,
-  "image->text": 0.17,
-  "text->image": 0.10,
-  "text->speech": 0.14,
-  "image->speech": 0.14,
-  "speech->image": 0.16,
+  "speech->text": 0.29,
+  "image->text": 0.19,
+  "text->image": 0.09,
+  "text->speech": 0.12,
+  "image->speech": 0.13,
+  "speech->image": 0.15,
   "plain": 0.03,
 }
 DIRECTIONS = tuple(name for name in SHARES if name != "plain")
@@ -132,10 +132,12 @@ def write(
 def _training(pictures, clips, docs: int, rng: random.Random):
   by_digit = lambda some: {d: _Deck([p for p in some if p.digit == d], rng) for d in range(10)}
   shown = [p for p in pictures if p.split == "train"]
-  # Every take is worth seeing or hearing; only originals are worth imitating.
+  # Every take is worth seeing or hearing; only originals are worth imitating, of voices that are
+  # somebody's.
   seen, drawn = by_digit(shown), by_digit([p for p in shown if p.take == 0])
   heard = _balanced([c for c in clips if c.split == "train"], rng)
-  spoken = _balanced([c for c in clips if c.split == "train" and c.take == 0], rng)
+  spoken = _balanced([c for c in clips if c.split == "train" and c.take == 0 and c.kind != "blend"],
+                     rng)
   kinds = _Deck([name for name, share in SHARES.items() for _ in range(round(share * 100))], rng)
   wanted = _Deck([(la, d) for la in LANGUAGES for d in range(10)], rng)
   for i in range(docs):

@@ -101,12 +101,39 @@ class Kokoro:
 
   def say(self, language: str, voice: str, digit: int) -> tuple[np.ndarray, int]:
     """One digit in the words of a language; the rate varies by 20 % between clips."""
-    style = np.fromfile(self.folder / "voices" / f"{voice}.bin", np.float32).reshape(-1, 256)
     phones = voices.KOKORO_IPA[language].split()[digit] + "."
+    speed = 0.9 + 0.25 * fraction("kokoro", voice, language, digit)
+    return self._speak(phones, self._styles(voice), speed)
+
+  def blend(self, language: str, number: int, digit: int) -> tuple[np.ndarray, int]:
+    """One digit by a voice between training voices: timbre of some, melody of others."""
+    seed = voices.LANGUAGES.index(language)
+    who = np.random.default_rng([number, 77, seed])
+    names = voices.KOKORO_TRAIN[language]
+
+    def mixed() -> np.ndarray:
+      count = who.integers(2, 4)
+      chosen = who.choice(len(names), count, replace=False)
+      shares = who.dirichlet(np.ones(count))
+      return sum(s * self._styles(names[i]) for s, i in zip(shares, chosen, strict=True))
+
+    timbre, melody = mixed(), mixed()
+    styles = np.concatenate([timbre[:, :128], melody[:, 128:]], 1).astype(np.float32)
+    usual = voices.KOKORO_IPA[language].split()[digit]
+    ways = voices.KOKORO_OTHER_IPA[language].get(digit, usual).split()
+    rng = np.random.default_rng([number, digit, seed])
+    phones = ways[number % len(ways)] + rng.choice([".", "!", "?", ",", "."])
+    return self._speak(phones, styles, rng.uniform(0.8, 1.2))
+
+  def _styles(self, voice: str) -> np.ndarray:
+    """The voice's styles [longest, 256] by number of phonemes."""
+    return np.fromfile(self.folder / "voices" / f"{voice}.bin", np.float32).reshape(-1, 256)
+
+  def _speak(self, phones: str, styles: np.ndarray, speed: float) -> tuple[np.ndarray, int]:
     tokens = [self.vocab[c] for c in phones if c in self.vocab]
     inputs = {
       "tokens": np.array([[0, *tokens, 0]], np.int64),
-      "style": style[len(tokens) - 1][None],
-      "speed": np.array([0.9 + 0.25 * fraction("kokoro", voice, language, digit)], np.float32),
+      "style": styles[len(tokens) - 1][None],
+      "speed": np.array([speed], np.float32),
     }
     return self.session.run(None, inputs)[0].ravel(), 24000

@@ -97,6 +97,31 @@ KOKORO_IPA = {
   " v\u02c8os\u02b2\u026am\u02b2 d\u02b2\u02c8ev\u02b2\u026at\u02b2",
 }
 
+# Voices between Kokoro's training voices: so many in each language, none of them anybody's.
+KOKORO_BLENDS = 20
+# How else a digit is said, Castilian or British for example; blends take turns.
+KOKORO_OTHER_IPA = {
+  "en": {
+    0: "z\u02c8\u026a\u0279O z\u02c8\u026a\u0259\u0279Q z\u02c8i\u0279O",
+    3: "\u03b8\u0279\u02c8i \u03b8\u0279\u02c8i\u02d0",
+    4: "f\u02c8\u0254\u0279 f\u02c8\u0254\u02d0",
+    7: "s\u02c8\u025bv\u0259n s\u02c8\u025bvn",
+  },
+  "es": {
+    0: "s\u02c8e\u027eo \u03b8\u02c8e\u027eo",
+    5: "s\u02c8i\u014bko \u03b8\u02c8i\u014bko",
+    6: "s\u02c8e\u026as s\u02c8ejs",
+    9: "nw\u02c8e\u03b2e nw\u02c8eve",
+  },
+  "fr": {1: "\u02c8\u0153\u0303 \u02c8\u025b\u0303", 4: "k\u02c8at\u0281 k\u02c8at\u0281\u0259"},
+  "it": {
+    0: "\u02a3\u02c8\u025b\u027eo \u02a3\u02c8\u025bro \u02a6\u02c8\u025bro",
+    3: "t\u027e\u02c8e tr\u02c8e",
+    6: "s\u02c8\u025bi s\u02c8\u025bj",
+  },
+  "ru": {},
+}
+
 FLITE = (("kal16", "train"), ("awb", "train"), ("rms", "train"), ("slt", "heldout"))
 FESTIVAL = (
   ("en", "kal_diphone", "train"),

@@ -16,6 +16,7 @@ _BATCH = 64  # most images or recordings encoded together
 _PIXELS = 1 << 20  # most pixels encoded together
 _FRAMES = 512  # most frames of audio encoded together
 _SHORTEST = 8  # frames; shorter recordings are encoded as if this long
+_AFTER = 1  # frames of silence after a recording: a causal codec tells of a sound when it is over
 
 
 class Text(Protocol):
@@ -104,8 +105,11 @@ def images(tok: Image, stream: Iterable[np.ndarray | Bad]) -> list[np.ndarray | 
 
 
 def audio(tok: Audio, stream: Iterable[np.ndarray | Bad]) -> list[np.ndarray | Bad]:
-  """Codes [T, Q] of waves float32 [L], in the order given; `Bad`s pass through."""
-  frames = lambda wave: -(-len(wave) // tok.frame_size)
+  """Codes [T, Q] of waves float32 [L], in the order given; `Bad`s pass through.
+
+  T = ceil(L / frame_size) + 1: a frame of silence follows.
+  """
+  frames = lambda wave: -(-len(wave) // tok.frame_size) + _AFTER
 
   def size(bucket: Any) -> int:
     return _power_of_two(min(_BATCH, max(1, _FRAMES // bucket)))

@@ -39,7 +39,7 @@ class State:
 
   history_BV: jax.Array  # newest samples that the next window still covers
   encoder: tuple[jax.Array, jax.Array]
-  semantic: tuple[jax.Array, jax.Array]
+  semantic: tuple[tuple[jax.Array, ...], jax.Array]
   decoder: tuple[jax.Array, jax.Array]
   phase: spectral.PhaseState
 
@@ -294,7 +294,8 @@ def load(path: Path | str) -> AudioTokenizer:
       f"fingerprint of {path}/params.npz is {found} but config.json has {text['fingerprint']};"
       " they are of different trainings: copy both files again"
     )
-  fields = text["config"] | {"fsq_levels": tuple(text["config"]["fsq_levels"])}
+  fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v
+                            for k, v in text["config"].items()}
   config = AudioConfig(**fields)
   shapes = jax.eval_shape(lambda: Codec(config, rngs=nnx.Rngs(0)))
   leaves = [jnp.asarray(arrays[name], jnp.float32) for name in _named(shapes)]

@@ -35,8 +35,9 @@ def letters(transcript: str) -> str:
 def listed(manifest: Path) -> list[dict]:
   """The recordings of a manifest: {"audio": path} with the other keys that stand beside it.
 
-  Lines are {"audio": path, "transcript"?: text, ...} or documents {"parts": [...]} of them; paths
-  are relative to the manifest.
+  Lines are {"audio": path, "transcript"?: text, "semantic_weight"?: how often the semantic part of
+  the training draws it, ...} or documents {"parts": [...]} of them; paths are relative to the
+  manifest.
   """
   items = [json.loads(line) for line in manifest.read_text("utf-8").splitlines() if line.strip()]
   parts = [part for item in items for part in item.get("parts", [item]) if "audio" in part]
@@ -46,7 +47,7 @@ def listed(manifest: Path) -> list[dict]:
 def pack(
   manifest: Path, cache: Path, sample_rate: int, console: Console
 ) -> tuple[np.ndarray, list[dict]]:
-  """Decodes a manifest's clips once: samples (int16, memory-mapped) and {start, length, chars}.
+  """Decodes a manifest's clips once: int16 samples, and {start, length, chars, ...} of each.
 
   Clips that cannot be read or hold under 0.1 s are left out and counted.
   """
@@ -69,7 +70,8 @@ def pack(
         wave = wave * min(1.0, 0.99 / np.abs(wave).max())
         out.write((wave * 32767).astype("<i2").tobytes())
         chars = letters(item.get("transcript", ""))
-        clips.append({"start": start, "length": len(wave), "chars": chars})
+        clips.append({"start": start, "length": len(wave), "chars": chars,
+                      "semantic_weight": float(item.get("semantic_weight", 1.0))})
         start += len(wave)
     hours = start / sample_rate / 3600
     console.print(f"{len(clips)} clips, {hours:.2f} h; {len(failed)} left out {failed[:3]}")
@@ -134,11 +136,15 @@ class Batches:
     self.bucket = np.searchsorted(buckets, need).clip(max=len(buckets) - 1)
     # by the square root of duration: neither words nor sentences drown the others
     self.weight = np.sqrt(np.minimum(frames, max(buckets)))
+    self.weight *= np.array([clip.get("weight", 1.0) for clip in clips])
     mass = np.array([self.weight[self.bucket == b].sum() for b in range(len(buckets))])
     self.share = mass * buckets / np.sum(mass * buckets)
 
   def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-    """wave [B, L], frames [B] to learn from, chars and char_padding [B, U] as optax's CTC wants."""
+    """wave [B, L], frames [B] to learn from, chars and char_padding [B, U] as optax's CTC wants.
+
+    Also word [B], of clips that have one; -1 is none.
+    """
     rng = np.random.default_rng((self.seed, step))
     b = rng.choice(len(self.buckets), p=self.share)
     T, size = self.buckets[b], self.size
@@ -147,6 +153,7 @@ class Batches:
     p = self.weight[members] / self.weight[members].sum()
     wave_BL, frames_B = np.zeros((B, T * size), np.float32), np.zeros(B, np.int32)
     chars_BU, padding_BU = np.zeros((B, U), np.int32), np.ones((B, U), np.float32)
+    word_B = np.full(B, -1, np.int32)
     for i, m in enumerate(rng.choice(members, B, p=p)):
       wave, text = self._clip(self.clips[m], T, rng)
       wave = augment(wave, rng, size)[: T * size]
@@ -156,7 +163,9 @@ class Batches:
       if len(text) <= U:
         chars_BU[i, : len(text)] = [ALPHABET.index(c) for c in text]
         padding_BU[i, : len(text)] = 0.0
-    return {"wave": wave_BL, "frames": frames_B, "chars": chars_BU, "char_padding": padding_BU}
+        word_B[i] = self.clips[m].get("word", -1) if text else -1
+    return {"wave": wave_BL, "frames": frames_B, "chars": chars_BU, "char_padding": padding_BU,
+            "word": word_B}
 
   def _clip(self, clip: dict, T: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
     """Samples and characters; what is too long is cut, and then has no characters."""

@@ -1,10 +1,11 @@
 """Network of the speech codec: magnitudes to vectors at 12.5 Hz, and back to magnitudes.
 
 Shapes: B batch, T codec frames, S spectral frames of a codec frame, F = T * S, K frequency bins,
-C narrow dim, D dim, E hidden dim, J taps, P = J - 1 past positions, N layers.
+M mel bands, C narrow dim, D dim, E hidden dim, J taps, P = J - 1 past positions, N layers.
 """
 
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -29,7 +30,7 @@ class AudioConfig:
   narrow_layers_out: int = 2
   encoder_layers: int = 3
   decoder_layers: int = 4
-  semantic_narrow_dim: int = 96
+  semantic_channels: tuple[int, ...] = (8, 24, 40)  # of convolutions over time and bands
   semantic_dim: int = 256
   semantic_layers: int = 4
   kernel: int = 5
@@ -43,6 +44,10 @@ class AudioConfig:
   def __post_init__(self):
     if self.frame_size % self.hop:
       raise ValueError(f"frame_size={self.frame_size} is not a multiple of hop={self.hop}")
+    if self.spectra % 2 or not self.semantic_channels:
+      raise ValueError(
+        f"frame_size={self.frame_size} holds {self.spectra} spectra and semantic_channels="
+        f"{self.semantic_channels}; want an even number of spectra, and at least one convolution")
     if self.kernel < 2:
       raise ValueError(f"kernel={self.kernel}; want at least 2")
     _ = self.stft, self.quantizer
@@ -141,35 +146,74 @@ class Encoder(nnx.Module):
     return silence(self.narrow, batch), silence(self.wide, batch)
 
   def __call__(self, logmag_BFK: jax.Array, state):
+    c, (B, F, _) = self.config, logmag_BFK.shape
     x_BFC = (logmag_BFK - _CENTRE) / _SPREAD @ self.w_in_KC[...]
-    x_BTD, state = _joined(self, x_BFC, state)
-    return x_BTD @ self.w_out_DD[...], state
+    x_BFC, narrow = run_stack(self.narrow, x_BFC, state[0])
+    x_BTC = rms_norm(x_BFC).reshape(B, F // c.spectra, -1)
+    x_BTD, wide = run_stack(self.wide, x_BTC @ self.w_join[...], state[1])
+    return rms_norm(x_BTD) @ self.w_out_DD[...], (narrow, wide)
+
+
+class Convolution(nnx.Module):
+  """Causal convolution over time and mel bands, each spectrum normalised, then GELU."""
+
+  def __init__(self, channels: tuple[int, int], stride: int, bands: int, *, rngs: nnx.Rngs):
+    self.stride, self.channels = stride, channels[0]  # the stride of time; that of bands is 2
+    draw = jax.random.normal(rngs.params(), (3, bands, *channels))
+    self.taps_JJIO = nnx.Param(draw / math.sqrt(3 * bands * channels[0]))
+    self.gain_O = nnx.Param(jnp.ones(channels[1]))
+    self.bias_O = nnx.Param(jnp.zeros(channels[1]))
+
+  def __call__(self, x_BFMI: jax.Array, past_BPMI: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x_BFMI = jnp.concatenate([past_BPMI, x_BFMI], 1)
+    margin = self.taps_JJIO.shape[1] // 2
+    y_BFMO = jax.lax.conv_general_dilated(
+      x_BFMI, self.taps_JJIO[...], (self.stride, 2), ((0, 0), (margin, margin)),
+      dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    y_BFMO -= jnp.mean(y_BFMO, (2, 3), keepdims=True)
+    # The floor keeps silence from being blown up.
+    y_BFMO *= jax.lax.rsqrt(jnp.mean(y_BFMO * y_BFMO, (2, 3), keepdims=True) + 0.1)
+    shaped = lambda p_O: p_O[...][None, None, None]
+    y_BFMO = jax.nn.gelu(y_BFMO * shaped(self.gain_O) + shaped(self.bias_O))
+    return y_BFMO, x_BFMI[:, x_BFMI.shape[1] - past_BPMI.shape[1] :]
 
 
 class SemanticEncoder(nnx.Module):
-  """Log mel magnitudes to vectors of what is said, at the codec's frame rate."""
+  """Log mel magnitudes to vectors of what is said, at the codec's frame rate.
+
+  Convolutions over time and bands come first, since another throat moves formants up or down.
+  """
 
   def __init__(self, c: AudioConfig, *, rngs: nnx.Rngs):
     self.config = c
-    self.w_in_MC = dense(rngs, c.mels, c.semantic_narrow_dim)
-    self.narrow = stack(2, c.semantic_narrow_dim, c.kernel, 2, rngs=rngs)
-    self.w_join = dense(rngs, c.spectra * c.semantic_narrow_dim, c.semantic_dim)
+    pairs = itertools.pairwise((1, *c.semantic_channels))
+    self.convolutions = nnx.List(
+      [Convolution(p, 1 if i else 2, 3 if i else 5, rngs=rngs) for i, p in enumerate(pairs)])
+    joined = c.spectra // 2 * _halved(c.mels, len(c.semantic_channels)) * c.semantic_channels[-1]
+    self.w_join = dense(rngs, joined, c.semantic_dim)
     self.wide = stack(c.semantic_layers, c.semantic_dim, c.kernel, 2, rngs=rngs)
 
   def init_state(self, batch: int):
-    return silence(self.narrow, batch), silence(self.wide, batch)
+    """The batch is the second dim, as in the state of all layers."""
+    pasts = [jnp.zeros((1, batch, 3 - layer.stride, _halved(self.config.mels, i), layer.channels))
+             for i, layer in enumerate(self.convolutions)]
+    return tuple(pasts), silence(self.wide, batch)
 
   def __call__(self, mel_BFM: jax.Array, state):
-    return _joined(self, (mel_BFM - _CENTRE) / _SPREAD @ self.w_in_MC[...], state)
+    B, F, _ = mel_BFM.shape
+    T, pasts = F // self.config.spectra, []
+    x_BFMC = ((mel_BFM - _CENTRE) / _SPREAD)[..., None]
+    for layer, past_1BPMC in zip(self.convolutions, state[0], strict=True):
+      x_BFMC, past_BPMC = layer(x_BFMC, past_1BPMC[0])
+      pasts.append(past_BPMC[None])
+    x_ND = x_BFMC.reshape(B * T, -1) @ self.w_join[...]
+    x_BTD, wide = run_stack(self.wide, x_ND.reshape(B, T, -1), state[1])
+    return rms_norm(x_BTD), (tuple(pasts), wide)
 
 
-def _joined(encoder: Encoder | SemanticEncoder, x_BFC: jax.Array, state):
-  """Narrow layers on spectra, those of a codec frame joined, wide layers on codec frames."""
-  B, F, _ = x_BFC.shape
-  x_BFC, narrow = run_stack(encoder.narrow, x_BFC, state[0])
-  x_BTC = rms_norm(x_BFC).reshape(B, F // encoder.config.spectra, -1)
-  x_BTD, wide = run_stack(encoder.wide, x_BTC @ encoder.w_join[...], state[1])
-  return rms_norm(x_BTD), (narrow, wide)
+def _halved(bands: int, times: int) -> int:
+  """Bands after so many strides of 2."""
+  return -(-bands // 2**times)
 
 
 class Decoder(nnx.Module):

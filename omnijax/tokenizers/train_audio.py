@@ -228,13 +228,13 @@ def train(config: AudioTrainConfig, corpus: Path, out: Path) -> None:
   data, index = clips.pack(corpus, out / "clips", config.codec.sample_rate, console)
   state = init(config)
   if config.semantic.steps:
-    batches = train_semantic.batches(data, index, config.codec.frame_size, config.semantic,
-                                     config.seed)
+    batches, names = train_semantic.batches(data, index, config.codec.frame_size, config.semantic,
+                                            config.seed)
     learned = _run(
-      train_semantic.init(config.semantic, config.codec, config.seed),
+      train_semantic.init(config.semantic, config.codec, names, config.seed),
       lambda state, batch: train_semantic.train_step(state, batch, config.semantic, config.seed),
       batches, config.semantic.steps, out / "semantic", config.save_every_s, console)
-    train_semantic.graft(state.codec, learned.models)
+    train_semantic.graft(state.codec, learned.mean)
   batches = clips.Batches(
     data,
     index,

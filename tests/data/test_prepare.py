@@ -73,7 +73,7 @@ def test_every_bad_item_is_named_counted_and_skipped(tmp_path):
     ("audio not finite", {"parts": [{"audio": "nan.wav"}]}),
     ("audio out of range", {"parts": [{"audio": "loud.wav"}]}),
     ("transcript does not fit", {"id": "long", "parts": [
-      {"audio": "good.wav", "transcript": "four"}]}),
+      {"audio": "good.wav", "transcript": "fives"}]}),
   ]
   lines = [x for _, line in bad for x in (json.dumps({"parts": [good]}), json.dumps(line))]
   manifest = tmp_path / "m.jsonl"
@@ -93,7 +93,7 @@ def test_every_bad_item_is_named_counted_and_skipped(tmp_path):
   by_id = {r["id"]: r["reason"] for r in found}
   assert "gone.png" in by_id["gone"]
   assert "odd.png is 10 x 8 pixels; the tokenizer wants multiples of 4" in by_id["odd"]
-  assert "3 frames for the 4 pieces of 'four'" in by_id["long"]
+  assert "4 frames for the 5 pieces of 'fives'" in by_id["long"]
   assert by_id["line 6"].startswith("empty document")
   assert str(tmp_path) not in json.dumps(found)
 
@@ -122,7 +122,7 @@ def test_nothing_usable(tmp_path):
 def test_a_file_of_many_documents_is_tokenised_once_in_few_shapes(tmp_path):
   tokenizers = fakes.tokenizers()
   meta = run(fakes.mixed(tmp_path, 120), tmp_path / "out", tokenizers=tokenizers)
-  assert meta.counts["audio parts"] == 80 and meta.shards["audio"] == [39]
+  assert meta.counts["audio parts"] == 80 and meta.shards["audio"] == [4 + 39]
   assert meta.counts["image parts"] == 60 and meta.shards["image"] == [4 + 6 + 6 + 9]
   assert sorted(tokenizers.image.shapes) == [(1, h, w, 3) for h in (8, 12) for w in (8, 12)]
   assert tokenizers.audio.shapes == [(32, 12 * fakes.FRAME)]
@@ -143,8 +143,8 @@ def test_batches_keep_order_and_pass_on_what_is_bad(n):
   lengths = rng.integers(1, 60 * fakes.FRAME, n)
   waves = [np.full(length, 0.1 * (1 + i % 9), np.float32) for i, length in enumerate(lengths)]
   for i, (wave, codes) in enumerate(zip(waves, encode.audio(fakes.Audio(), waves), strict=True)):
-    assert codes.shape == (-(-len(wave) // fakes.FRAME), fakes.Q + 1)
-    assert (codes[:, 0] == 1 + i % 9).all()
+    assert codes.shape == (-(-len(wave) // fakes.FRAME) + 1, fakes.Q + 1)
+    assert (codes[:-1, 0] == 1 + i % 9).all() and codes[-1, 0] == 0, "silence follows"
 
 
 def test_processes_and_shards_change_no_document(tmp_path):
@@ -181,7 +181,7 @@ def test_codes_outside_of_a_tokenizer_are_refused(tmp_path):
     run(manifest, tmp_path / "a", tokenizers=tokenizers)
   tokenizers = fakes.tokenizers()
   tokenizers.audio.codes = 7
-  with pytest.raises(ValueError, match="the audio tokenizer gave codes 4 to 7; it says it has 7"):
+  with pytest.raises(ValueError, match="the audio tokenizer gave codes 0 to 7; it says it has 7"):
     run(manifest, tmp_path / "b", tokenizers=tokenizers)
 
 

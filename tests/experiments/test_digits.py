@@ -50,6 +50,15 @@ def test_no_voice_is_both_trained_on_and_tested(entries):
   trained = {entry["kind"] for entry in entries if entry["split"] == "train"}
   tested = {entry["kind"] for entry in entries if entry["split"] == "heldout"}
   assert "pico" in tested - trained and "person" in tested & trained
+  assert "blend" in trained - tested
+
+
+def test_blends_are_heard_and_never_imitated(written):
+  roles = collections.Counter()
+  for line in written[1].read_text(encoding="utf-8").splitlines():
+    for part in json.loads(line)["parts"]:
+      roles[part["role"], "-blend-" in part.get("audio", "")] += 1
+  assert roles["user", True] > 100 and roles["assistant", True] == 0
 
 
 def test_every_source_is_named_with_its_licence(entries):

@@ -121,7 +121,7 @@ def test_a_prompt_is_laid_out_as_in_training(echo, tmp_path):
   sound = np.repeat(np.float32([1, 2, 3]) / 64, FRAME)
   soundfile.write(tmp_path / "x.wav", sound, RATE, "FLOAT")
   want = rendered((vl.TEXT, documents.USER, [97]), (vl.IMAGE, documents.USER, np.full((2, 2), 9)),
-                  (vl.AUDIO, documents.USER, [[1, 2, 3], [2, 3, 4], [3, 4, 5]]),
+                  (vl.AUDIO, documents.USER, [[1, 2, 3], [2, 3, 4], [3, 4, 5], [0, 1, 2]]),
                   (vl.TEXT, documents.ASSISTANT, []))
   for image, audio in ((path, str(tmp_path / "x.wav")), (np.full((8, 8, 1), 9, np.uint8), sound)):
     assert equal(prompt_of(echo, [{"text": "a"}, {"image": image}, {"audio": audio}]), want)

@@ -21,7 +21,7 @@ TINY = codec.AudioConfig(
   mels=8,
   dim=16,
   semantic_dim=12,
-  semantic_narrow_dim=4,
+  semantic_channels=(2, 3),
   semantic_layers=1,
   narrow_dim=8,
   narrow_layers_out=1,
@@ -219,7 +219,8 @@ def test_letters():
 
 TRAIN = train_audio.AudioTrainConfig(
   codec=TINY, semantic=train_semantic.SemanticTrainConfig(
-    steps=16, warmup=2, batch_frames=64, buckets=(32,), peak_lr=5e-3),
+    steps=16, warmup=2, batch_frames=64, buckets=(32,), peak_lr=5e-3,
+    recurring=3, average=0.8),
   steps=60, warmup=4, batch_frames=64, buckets=(32,), peak_lr=5e-3,
   adversarial_weight=0.01, save_every_s=0.0,
 )
@@ -282,6 +283,7 @@ def test_the_first_codebook_learns_words_and_then_stays(tmp_path):
   train_audio.train(few, tmp_path / "clips.jsonl", tmp_path / "few")
   states = [json.loads(x) for x in (tmp_path / "few/semantic.jsonl").read_text().splitlines()]
   assert states[-1]["semantic"] < 0.3 * states[1]["semantic"], states
+  assert states[-1]["naming"] < 0.6 * states[0]["naming"], states
   codes = []
   more = dataclasses.replace(few, steps=20, start=str(tmp_path / "few"),
                              semantic=dataclasses.replace(few.semantic, steps=0))
@@ -308,6 +310,18 @@ def test_a_corpus_without_transcripts_is_named(tmp_path):
   (tmp_path / "clips.jsonl").write_text(json.dumps({"audio": "a.wav"}))
   with pytest.raises(ValueError, match="no clip of at most .* has a transcript"):
     train_audio.train(TRAIN, tmp_path / "clips.jsonl", tmp_path / "out")
+
+
+def test_transcripts_that_recur_have_names_and_the_heavy_come_more_often():
+  clip = {"start": 0, "length": 900, "chars": "a", "semantic_weight": 1.0}
+  index = [clip] * 3 + [clip | {"chars": "b", "semantic_weight": 9.0}] * 3 + [clip | {"chars": "c"}]
+  batches, names = train_semantic.batches(np.full(900, 99, np.int16), index, 160, TRAIN.semantic, 0)
+  assert names == 2
+  found = np.concatenate([batches[i]["word"] for i in range(200)])
+  letters = np.concatenate([batches[i]["chars"][:, 0] for i in range(200)])
+  assert {(0, "a"), (1, "b"), (-1, "c")} == {(w, clips.ALPHABET[c]) for w, c in
+                                             zip(found.tolist(), letters, strict=True)}
+  assert 5 < np.mean(found == 1) / np.mean(found == 0) < 15
 
 
 def test_batches_are_a_function_of_seed_and_step(corpus, tmp_path):
