@@ -29,7 +29,7 @@ def run() -> config.Run:
   return config.Run(
     name="quickstart",
     model=config.Model(layers=4, dim=192, heads=8, kv_heads=8, head_dim=16, mlp=512,
-                       depth_layers=1, depth_dim=128, depth_heads=8, depth_mlp=256),
+                       depth_layers=1, depth_dim=128, depth_heads=8, depth_mlp=256, unroll=4),
     # 4 of the codec's 12 codebooks: speech stays intelligible, and each costs a softmax.
     tokenizers=config.Tokenizers(codebooks=4),
     # Short rows: a document has some 22 positions, and attention pays for the row.
@@ -40,7 +40,7 @@ def run() -> config.Run:
     optim=config.Optim(kind="muon", peak_lr=3e-3, muon_lr=0.02, warmup_steps=20, schedule="wsd",
                        decay_fraction=0.4, final_lr=0.05, weight_decay=0.01),
     mesh=config.Mesh(data=1, fsdp=1),
-    train=config.Train(steps=900, log_every=20, save_every=200),
+    train=config.Train(steps=1000, log_every=20, save_every=200),
   )
 
 

@@ -85,7 +85,7 @@ class Omni(nnx.Module):
 
     if cache is None and cfg.remat != "none":
       body = jax.checkpoint(body, policy=_REMAT[cfg.remat])
-    x_BTD, cache = jax.lax.scan(body, x_BTD, (self.blocks, cache))
+    x_BTD, cache = jax.lax.scan(body, x_BTD, (self.blocks, cache), unroll=cfg.unroll)
     return rms_norm(x_BTD, self.gain_D[...], cfg.norm_eps), cache
 
   def logits(self, hidden_BTD: jax.Array) -> jax.Array:
