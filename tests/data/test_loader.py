@@ -88,7 +88,7 @@ def test_a_document_reads_back_as_it_was(root):
         assert part.codes.shape == (2 + k % 2, 2 + k // 2) and (part.codes == 10 * k).all()
       else:
         k = int(raw["audio"][0])
-        assert part.codes.shape == (9 + (k > 0), fakes.Q + 1)
+        assert part.codes.shape == (10 + (k > 0), fakes.Q + 1)
         assert part.codes[0].tolist() == [k + 1 + q for q in range(fakes.Q + 1)]
         words = raw.get("transcript")
         assert words is None if part.words is None else bytes(part.words.tolist()).decode() == words

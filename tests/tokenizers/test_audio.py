@@ -283,7 +283,6 @@ def test_the_first_codebook_learns_words_and_then_stays(tmp_path):
   train_audio.train(few, tmp_path / "clips.jsonl", tmp_path / "few")
   states = [json.loads(x) for x in (tmp_path / "few/semantic.jsonl").read_text().splitlines()]
   assert states[-1]["semantic"] < 0.3 * states[1]["semantic"], states
-  assert states[-1]["naming"] < 0.6 * states[0]["naming"], states
   codes = []
   more = dataclasses.replace(few, steps=20, start=str(tmp_path / "few"),
                              semantic=dataclasses.replace(few.semantic, steps=0))
@@ -322,6 +321,19 @@ def test_transcripts_that_recur_have_names_and_the_heavy_come_more_often():
   assert {(0, "a"), (1, "b"), (-1, "c")} == {(w, clips.ALPHABET[c]) for w, c in
                                              zip(found.tolist(), letters, strict=True)}
   assert 5 < np.mean(found == 1) / np.mean(found == 0) < 15
+
+
+def test_names_are_learned():
+  config = dataclasses.replace(TRAIN.semantic, steps=120, batch_frames=256, spelling_weight=0.0)
+  clip = {"chars": "a", "semantic_weight": 1.0, "length": 3200}
+  index = [clip | {"start": 0}] * 3 + [clip | {"start": 3200, "chars": "b"}] * 3
+  sound = np.concatenate([vowel(0.2), noise(1, 3200)[0]])
+  batches, names = train_semantic.batches((sound * 32767).astype(np.int16), index, 160, config, 0)
+  state, losses = train_semantic.init(config, TINY, names, 0), []
+  for step in range(120):
+    state, metrics = train_semantic.train_step(state, batches[step % 8], config, 0)
+    losses.append(float(metrics["naming"]))
+  assert np.mean(losses[-10:]) < 0.75 * np.mean(losses[:5]), losses
 
 
 def test_batches_are_a_function_of_seed_and_step(corpus, tmp_path):
