@@ -1,7 +1,8 @@
 """Spoken and written digits in five languages, each modality to each, in minutes on a laptop.
 
 Purpose: the whole path on small real data; see experiments/digits/SOURCES.md for the data.
-Hardware: 2 CPU cores, 2 GB. Cost: 10 minutes, 8 of them training. Result: the table in README.md.
+Hardware: 2 CPU cores, 2 GB. Cost: 10 to 20 minutes, by the machine. Result: README.md, which says
+of which commit.
 """
 
 import json

@@ -5,7 +5,7 @@ data is kept in the repository; see the list of sources and licences below. Run 
 
     python -m experiments.tokenizers gather WORK     # packages -> WORK/{train,...}.jsonl
     python -m experiments.tokenizers train WORK      # WORK/train.jsonl -> WORK/audio
-    python -m experiments.tokenizers judge WORK     # figures on held-out speech
+    python -m experiments.tokenizers judge WORK      # figures on held-out speech
     python -m experiments.tokenizers ship WORK       # WORK/audio -> omnijax/tokenizers/pretrained
 
 `gather` needs apt-get, dpkg, ffmpeg, espeak-ng and flite (all Debian packages), and pyworld (PyPI).
@@ -250,7 +250,7 @@ def train(work: Path) -> None:
 
 
 def judge(work: Path) -> None:
-  """Prints the figures on prompts, a language and a voice that training never saw."""
+  """Prints the figures on prompts and on two voices, Russian and Italian, not trained on."""
   recogniser = codec.whisper(work / "whisper-base")
   tokenizer = audio.load(work / "audio")
   for split in ("test_en", "test_ru", "test_voice"):

@@ -42,8 +42,8 @@ class Model:
   norm_eps: float = 1e-6
   # none: keep all activations. dots: keep the outputs of matmuls. full: keep layer inputs.
   remat: Literal["none", "dots", "full"] = "none"
-  # Layers compiled as one: saves copies of activations (a sixth of the quickstart's step on a CPU),
-  # costs time to compile.
+  # Layers compiled as one: saves copies of activations (a quarter of the gradient of the
+  # quickstart's trunk on a CPU), costs time to compile.
   unroll: int = 1
   # Computation in this type; parameters, norms, softmax and logits stay in float32.
   dtype: Literal["float32", "bfloat16"] = "float32"

@@ -53,19 +53,20 @@ def clean(wave_T: np.ndarray, rate: int) -> np.ndarray:
   return wave_T.astype(np.float32)
 
 
+def entry(language: str, digit: int, voice: str, kind: str, split: str, source: str) -> dict:
+  """What the index says of a clip, less its place."""
+  return {
+    "language": language,
+    "digit": digit,
+    "voice": voice,
+    "kind": kind,
+    "split": split,
+    "source": source,
+  }
+
+
 def recordings(packages: pathlib.Path) -> Iterator[tuple[dict, object]]:
   """Every clip that should exist, as (its index entry, a function that makes the raw wave)."""
-
-  def entry(language, digit, voice, kind, split, source):
-    return {
-      "language": language,
-      "digit": digit,
-      "voice": voice,
-      "kind": kind,
-      "split": split,
-      "source": source,
-    }
-
   for digit in range(10):
     for language, voice, split, pattern, source in voices.PEOPLE:
       path = packages / (pattern % digit)
@@ -94,25 +95,12 @@ def kokoro_recordings(kokoro: synth.Kokoro) -> Iterator[tuple[dict, object]]:
     for split, table in (("train", voices.KOKORO_TRAIN), ("heldout", voices.KOKORO_HELDOUT)):
       for voice in table[language]:
         for digit in range(10):
-          clip = {
-            "language": language,
-            "digit": digit,
-            "voice": f"kokoro-{voice}",
-            "kind": "kokoro",
-            "split": split,
-            "source": "kokoro",
-          }
+          clip = entry(language, digit, f"kokoro-{voice}", "kokoro", split, "kokoro")
           yield clip, lambda la=language, v=voice, d=digit: kokoro.say(la, v, d)
     for number in range(voices.KOKORO_BLENDS):
       for digit in range(10):
-        clip = {
-          "language": language,
-          "digit": digit,
-          "voice": f"blend-{language}-{number:02d}",
-          "kind": "blend",
-          "split": "train",
-          "source": "kokoro",
-        }
+        voice = f"blend-{language}-{number:02d}"
+        clip = entry(language, digit, voice, "blend", "train", "kokoro")
         yield clip, lambda la=language, n=number, d=digit: kokoro.blend(la, n, d)
 
 

@@ -296,6 +296,10 @@ def load(path: Path | str) -> AudioTokenizer:
     )
   fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v
                             for k, v in text["config"].items()}
+  unlike = set(fields) ^ {f.name for f in dataclasses.fields(AudioConfig)}
+  if unlike:
+    raise ValueError(f"{path}/config.json is of another version of the codec: it and this one do "
+                     f"not share {sorted(unlike)}; train it again, or use the version it is of")
   config = AudioConfig(**fields)
   shapes = jax.eval_shape(lambda: Codec(config, rngs=nnx.Rngs(0)))
   leaves = [jnp.asarray(arrays[name], jnp.float32) for name in _named(shapes)]

@@ -323,6 +323,17 @@ def test_transcripts_that_recur_have_names_and_the_heavy_come_more_often():
   assert 5 < np.mean(found == 1) / np.mean(found == 0) < 15
 
 
+def test_a_codec_of_another_version_is_refused_by_name(tok, tmp_path):
+  audio.save(tmp_path, tok.codec)
+  text = json.loads((tmp_path / "config.json").read_text())
+  text["config"]["semantic_narrow_dim"] = text["config"].pop("semantic_channels")[0]
+  with np.load(tmp_path / "params.npz") as file:
+    text["fingerprint"] = audio._fingerprint(text["config"], dict(file))
+  (tmp_path / "config.json").write_text(json.dumps(text))
+  with pytest.raises(ValueError, match=r"another version.*'semantic_channels', 'semantic_narrow_"):
+    audio.load(tmp_path)
+
+
 def test_names_are_learned():
   config = dataclasses.replace(TRAIN.semantic, steps=120, batch_frames=256, spelling_weight=0.0)
   clip = {"chars": "a", "semantic_weight": 1.0, "length": 3200}
