@@ -105,6 +105,9 @@ class Data:
   rows: int  # global batch size, in packed rows
   positions: int  # S, the length of a row
   frames: int  # F, the most audio frames a row can hold
+  # Of those that the model speaks, the most in a row whose codes are learned in one step, drawn
+  # at random from more (Sesame's CSM); 0 is all. The depth transformer runs on no others.
+  depth_frames: int = 0
   window: int = 65_536  # documents planned together
   tasks: Tasks = Tasks()
   # Acoustic codebooks (all but the first) lag the first by this many frames.
@@ -113,6 +116,8 @@ class Data:
   text_delay: int = 0
   # Share of drawings made without what the user said, for classifier-free guidance.
   caption_dropout: float = 0.1
+  # Share of the codes of what is heard hidden in training, lest voices be learned by heart.
+  listen_dropout: float = 0.0
   # Loss weight of what the user says: 1 trains on whole documents, 0 on answers only.
   prompt_weight: float = 1.0
   workers: int = 0  # grain worker processes per host
@@ -124,8 +129,12 @@ class Data:
     if self.weights and len(self.weights) != len(self.sources):
       raise ValueError(f"Data.weights has {len(self.weights)} entries for "
                        f"{len(self.sources)} sources; give one for each, or none.")
-    if not 0 <= self.caption_dropout < 1:
-      raise ValueError(f"Data.caption_dropout is {self.caption_dropout}; wanted 0 <= x < 1.")
+    for name in ("caption_dropout", "listen_dropout"):
+      if not 0 <= getattr(self, name) < 1:
+        raise ValueError(f"Data.{name} is {getattr(self, name)}; wanted 0 <= x < 1.")
+    if not 0 <= self.depth_frames <= self.frames:
+      raise ValueError(f"Data.depth_frames is {self.depth_frames}; wanted at least 1 and at most "
+                       f"Data.frames {self.frames}, or 0 for all frames.")
     if self.frames > self.positions:
       raise ValueError(f"Data.frames is {self.frames}, more than Data.positions "
                        f"{self.positions}: a frame needs a position; lower frames.")

@@ -1,6 +1,6 @@
 """Packed batches: the plan's rows, read and assembled through grain, each host its own slice.
 
-B rows of a host's batch  S positions  F frames  Q codebooks
+B rows of a host's batch  S positions  F frames  P frames with targets  Q codebooks
 """
 
 import dataclasses
@@ -29,13 +29,18 @@ def empty_row(data: config_lib.Data, vocab: vocab_lib.Vocab) -> Batch:
     "segment": np.zeros(S, np.int32), "position": np.zeros((S, 3), np.int32),
     "weight": np.zeros(S, np.float32), "frame_at": np.full(F, S, np.int32),
     "frames": np.full((F, 2 * Q), vocab.no_code, np.int32),
-    "frame_weight": np.zeros((F, Q), np.float32)}
+    "frame_weight": np.zeros((data.depth_frames or F, Q), np.float32)}
 
 
-def assemble(rendered: list[documents.Streams], data: config_lib.Data, vocab: vocab_lib.Vocab
-             ) -> Batch:
-  """One row of the documents given, one after the other as segments 1, 2, ..."""
+def assemble(rendered: list[documents.Streams], data: config_lib.Data, vocab: vocab_lib.Vocab,
+             rng: np.random.Generator) -> Batch:
+  """One row of the documents given, one after the other as segments 1, 2, ...
+
+  With `data.depth_frames`, frames with targets come first. `rng` draws which of them keep their
+  targets where there are more than that, and what `data.listen_dropout` hides.
+  """
   row = empty_row(data, vocab)
+  weight_FQ = np.zeros((data.frames, vocab.codebooks), np.float32)
   at = frame = 0
   for segment, streams in enumerate(rendered, 1):
     n, m = len(streams.main), len(streams.frame_at)
@@ -45,8 +50,20 @@ def assemble(rendered: list[documents.Streams], data: config_lib.Data, vocab: vo
     if m:
       row["frame_at"][frame : frame + m] = streams.frame_at + at
       row["frames"][frame : frame + m] = streams.frames
-      row["frame_weight"][frame : frame + m] = streams.frame_weight
+      weight_FQ[frame : frame + m] = streams.frame_weight
     at, frame = at + n, frame + m
+  if data.depth_frames:
+    spoken = np.flatnonzero(weight_FQ.any(1))
+    if len(spoken) > data.depth_frames:
+      spoken = rng.choice(spoken, data.depth_frames, replace=False)
+    first_F = np.isin(np.arange(data.frames), spoken)
+    order_F = np.argsort(~first_F, kind="stable")
+    weight_FQ = weight_FQ[order_F] * first_F[order_F, None]
+    row["frame_at"], row["frames"] = row["frame_at"][order_F], row["frames"][order_F]
+  row["frame_weight"][:] = weight_FQ[: len(row["frame_weight"])]
+  if data.listen_dropout:
+    heard_FQ = row["frames"][:, vocab.codebooks :]
+    heard_FQ[rng.random(heard_FQ.shape) < data.listen_dropout] = vocab.no_code
   return row
 
 
@@ -54,7 +71,8 @@ class Loader:
   """The batches of a data set; any step of it, at any time, on any number of hosts.
 
   A batch is a dict of numpy arrays with this host's B rows: main, modality, segment [B, S];
-  position [B, S, 3]; weight [B, S]; frame_at [B, F]; frames [B, F, 2Q]; frame_weight [B, F, Q].
+  position [B, S, 3]; weight [B, S]; frame_at [B, F]; frames [B, F, 2Q]; frame_weight [B, P, Q],
+  of the first P frames: `data.depth_frames`, or all.
 
   Args:
     data: what to read and how to pack it.
@@ -87,7 +105,7 @@ class Loader:
     self._data, self._vocab, self._names = data, vocab, names
     self._local = data.rows // process_count
     self._plan = Plan([r.counts for r in records], data, names=names, seed=seed, once=once)
-    self._rows = _Rows(records, self._plan, data, vocab, process_index, process_count)
+    self._rows = _Rows(records, self._plan, data, vocab, seed, process_index, process_count)
     for name, unfit in zip(names, self._plan.unfit, strict=True):
       if any(unfit.values()):
         _log.warning("%s: %s", name, _unfit(unfit, data))
@@ -95,15 +113,16 @@ class Loader:
       "records": [r.meta.content for r in records], "seed": seed, "once": once,
       "vocab": vocab.fingerprint, **{
         f: dataclasses.asdict(data)[f] for f in (
-          "weights", "rows", "positions", "frames", "window", "tasks", "acoustic_delay",
-          "text_delay", "caption_dropout", "prompt_weight")}})
+          "weights", "rows", "positions", "frames", "depth_frames", "window", "tasks",
+          "acoustic_delay", "text_delay", "caption_dropout", "listen_dropout", "prompt_weight")}})
 
   @classmethod
   def heldout(cls, data: config_lib.Data, vocab: vocab_lib.Vocab, *, seed: int,
               process_index: int = 0, process_count: int = 1,
               tokenizers: Mapping[str, str] | None = None) -> "Loader":
     """One pass over `data.heldout`, in an order that mixes its sources; nothing is left out."""
-    data = dataclasses.replace(data, caption_dropout=0.0)
+    data = dataclasses.replace(data, caption_dropout=0.0, listen_dropout=0.0,
+                               depth_frames=0)
     return cls(data, vocab, seed=seed, sources=data.heldout, process_index=process_index,
                process_count=process_count, once=True, tokenizers=tokenizers)
 
@@ -168,9 +187,9 @@ class _Rows:
   """One host's rows, in the order of its batches, for grain to read at random."""
 
   def __init__(self, records: list[Records], plan: Plan, data: config_lib.Data,
-               vocab: vocab_lib.Vocab, process_index: int, process_count: int):
+               vocab: vocab_lib.Vocab, seed: int, process_index: int, process_count: int):
     self._records, self._plan, self._data, self._vocab = records, plan, data, vocab
-    self._index, self._count = process_index, process_count
+    self._seed, self._index, self._count = seed, process_index, process_count
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state)
@@ -189,7 +208,8 @@ class _Rows:
     return assemble([
       documents.render(self._records[source].read(document), task, dropped, self._data,
                        self._vocab)
-      for source, document, task, dropped in self._plan.row(number)], self._data, self._vocab)
+      for source, document, task, dropped in self._plan.row(number)],
+      self._data, self._vocab, np.random.default_rng((self._seed, number)))
 
 
 def _stack(rows: list[Batch]) -> Batch:

@@ -1,6 +1,7 @@
 """Causal attention within segments: a plain statement of it, right on every backend.
 
-B batch  T queries  S keys  K kv heads  G queries per kv head  N = K * G heads  H head dim
+B batch  T queries  S keys  K kv heads  G queries per kv head  N = K * G heads  M = G * T
+H head dim
 """
 
 import jax
@@ -26,11 +27,20 @@ def attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *,
   """
   B, T, N, H = q_BTNH.shape
   S, K = k_BSKH.shape[1:3]
-  q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
-  s_BKGTS = jnp.einsum("btkgh,bskh->bkgts", q_BTKGH, k_BSKH).astype(jnp.float32) * H**-0.5
+  G = N // K
+  # Heads lead, so that every product is of plain matrices: twice as fast on a CPU.
+  q_BKGTH = jnp.moveaxis((q_BTNH * H**-0.5).reshape(B, T, K, G, H), 1, 3)
+  k_BKSH, v_BKSH = jnp.moveaxis(k_BSKH, 1, 2), jnp.moveaxis(v_BSKH, 1, 2)
+  s_BKMS = jnp.einsum("bkmh,bksh->bkms", q_BKGTH.reshape(B, K, G * T, H), k_BKSH,
+                      preferred_element_type=jnp.float32)
   index_BT1 = (first_B[:, None] + jnp.arange(T)[None])[:, :, None]
   causal_BTS = jnp.arange(S)[None, None] <= index_BT1
   same_BTS = segment_BT[:, :, None] == key_segment_BS[:, None]
   keep_B11TS = (causal_BTS & same_BTS)[:, None, None]
-  p_BKGTS = jax.nn.softmax(jnp.where(keep_B11TS, s_BKGTS, MASKED), -1).astype(q_BTNH.dtype)
-  return jnp.einsum("bkgts,bskh->btkgh", p_BKGTS, v_BSKH).reshape(B, T, N, H)
+  s_BKGTS = jnp.where(keep_B11TS, s_BKMS.reshape(B, K, G, T, S), MASKED)
+  e_BKGTS = jnp.exp(s_BKGTS - jax.lax.stop_gradient(jnp.max(s_BKGTS, -1, keepdims=True)))
+  # Divided by the sum after the values are added up: H numbers a query instead of S.
+  o_BKMH = jnp.einsum("bkms,bksh->bkmh", e_BKGTS.astype(v_BKSH.dtype).reshape(B, K, G * T, S),
+                      v_BKSH, preferred_element_type=jnp.float32)
+  o_BKGTH = o_BKMH.reshape(B, K, G, T, H) / jnp.sum(e_BKGTS, -1, keepdims=True)
+  return jnp.moveaxis(o_BKGTH, 3, 1).astype(q_BTNH.dtype).reshape(B, T, N, H)

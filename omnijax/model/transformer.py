@@ -1,7 +1,7 @@
 """The whole model: embedding, trunk, main head and depth transformer.
 
-B batch  S positions  T new positions  D embed  V vocabulary  F frames  Q codebooks  L layers
-C codes of a codebook
+B batch  S positions  T new positions  D embed  V vocabulary  F frames  P frames with targets
+Q codebooks  L layers  C codes of a codebook
 
 Initial deviations, in one place: embeddings and input projections 1/sqrt(fan in) of their
 dim; projections back into the residual stream that, over sqrt(2 x layers) (GPT-2); gains 1.
@@ -98,15 +98,16 @@ class Omni(nnx.Module):
     return unflatten(logits_LV, hidden_BTD)
 
   def frame_logits(self, hidden_BSD: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
-    """Logits of the speak codes of a packed batch's frames, float32 [Q, B, F, C]."""
-    before_BF = jnp.maximum(batch["frame_at"] - 1, 0)
+    """Logits of the speak codes of a packed batch's first P frames, float32 [Q, B, P, C]."""
+    P = batch["frame_weight"].shape[1]
+    at_BP = batch["frame_at"][:, :P]
     pick = jax.vmap(lambda x, at: x.at[at].get(mode="clip"))
-    hidden_BFD = pick(hidden_BSD, before_BF)
-    main_BFD = self.embed.tokens(pick(batch["main"], batch["frame_at"]))
-    return self.depth(hidden_BFD, main_BFD, batch["frames"][..., : self.vocab.codebooks])
+    hidden_BPD = pick(hidden_BSD, jnp.maximum(at_BP - 1, 0))
+    main_BPD = self.embed.tokens(pick(batch["main"], at_BP))
+    return self.depth(hidden_BPD, main_BPD, batch["frames"][:, :P, : self.vocab.codebooks])
 
   def __call__(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Main logits [B, S, V] and frame logits [Q, B, F, C] of a packed batch, float32."""
+    """Main logits [B, S, V] and frame logits [Q, B, P, C] of a packed batch, float32."""
     hidden_BSD, _ = self.trunk(self.embed(batch), batch["position"], batch["segment"])
     return self.logits(hidden_BSD), self.frame_logits(hidden_BSD, batch)
 

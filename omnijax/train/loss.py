@@ -1,6 +1,6 @@
 """The loss: a sum over weighted targets of every modality, divided once by the global weight.
 
-B batch  S positions  V vocabulary  F frames  Q codebooks  C codes
+B batch  S positions  V vocabulary  P frames with targets  Q codebooks  C codes
 """
 
 import jax
@@ -18,7 +18,7 @@ def targets(batch: Batch) -> dict[str, jax.Array]:
 
   Returns:
     main int32 [B, S], and float32 weights [B, S] of each part: text, monologue_pad, image; a
-    target belongs to one part. frames float32 [B, F, Q]: the weights of the speak codes.
+    target belongs to one part. frames float32 [B, P, Q]: the weights of the speak codes.
   """
   after = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
   main_BS, modality_BS = after(batch["main"]), after(batch["modality"])
@@ -59,14 +59,15 @@ def nll(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def numerators(model: Omni, batch: Batch) -> dict[str, jax.Array]:
   """Weighted sums of nats of each part, in the shapes of `denominators`; `z` is log Z squared."""
-  main_logits_BSV, frame_logits_QBFC = model(batch)
+  main_logits_BSV, frame_logits_QBPC = model(batch)
   t = targets(batch)
   nll_BS, log_z_BS = nll(main_logits_BSV, t["main"])
-  codes_QBF = jnp.moveaxis(batch["frames"][..., : model.vocab.codebooks], 2, 0)
-  frame_nll_QBF, _ = nll(frame_logits_QBFC, codes_QBF)
+  Q, _, P, _ = frame_logits_QBPC.shape
+  codes_QBP = jnp.moveaxis(batch["frames"][:, :P, :Q], 2, 0)
+  frame_nll_QBP, _ = nll(frame_logits_QBPC, codes_QBP)
   every_BS = t["text"] + t["monologue_pad"] + t["image"]
   out = {k: jnp.sum(nll_BS * t[k]) for k in ("text", "monologue_pad", "image")}
-  out["audio"] = jnp.sum(frame_nll_QBF * jnp.moveaxis(t["frames"], 2, 0), (1, 2))
+  out["audio"] = jnp.sum(frame_nll_QBP * jnp.moveaxis(t["frames"], 2, 0), (1, 2))
   out["z"] = jnp.sum(log_z_BS**2 * every_BS)
   return out
 

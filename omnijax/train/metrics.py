@@ -63,8 +63,8 @@ def model_flops(cfg: config_lib.Model, vocab: vocab_lib.Vocab, batch: dict[str, 
   """FLOPs that a step on this batch must do, forward and backward, by component.
 
   Counts a multiply and an add as two, matmuls only, padding not at all, attention once per
-  causal pair within a segment, the depth transformer once per frame. Recomputation is not
-  counted (model FLOPs, as in PaLM's MFU).
+  causal pair within a segment, the depth transformer once per frame with targets.
+  Recomputation is not counted (model FLOPs, as in PaLM's MFU).
   """
   segment_BS = batch["segment"]
   positions = int((segment_BS > 0).sum())
@@ -72,7 +72,7 @@ def model_flops(cfg: config_lib.Model, vocab: vocab_lib.Vocab, batch: dict[str, 
   flat = segment_BS.astype(np.int64) + width * np.arange(len(segment_BS))[:, None]
   lengths = np.bincount(flat[segment_BS > 0])
   pairs = float((lengths * (lengths + 1) / 2).sum())
-  frames = int((batch["frame_at"] < segment_BS.shape[1]).sum())
+  frames = int(batch["frame_weight"].any(-1).sum())
   heads = cfg.heads * cfg.head_dim
   layer = cfg.dim * (2 * heads + 2 * cfg.kv_heads * cfg.head_dim + 3 * cfg.mlp)
   Q, E = vocab.codebooks, cfg.depth_dim

@@ -75,6 +75,51 @@ def test_a_row_is_its_documents_one_after_the_other(data):
   assert batch["frames"][r][:, :Q].max() <= fakes.VOCAB.audio
 
 
+def test_depth_frames_are_drawn_from_those_with_targets_and_nothing_else_changes(data):
+  few = 20
+  all_of, some_of = make(data), make(dataclasses.replace(data, depth_frames=few))
+  cut = whole = scattered = 0
+  for step in range(8):
+    want, got = all_of.batch_at(step), some_of.batch_at(step)
+    assert got["frame_weight"].shape == (4, few, fakes.Q)
+    equal({k: got[k] for k in ("main", "weight", "segment")},
+          {k: want[k] for k in ("main", "weight", "segment")})
+    equal(got, some_of.batch_at(step))
+    for r in range(4):
+      place = lambda b, r=r: {int(at): (c.tolist(), w.tolist()) for at, c, w in zip(
+        b["frame_at"][r], b["frames"][r], [*b["frame_weight"][r], *np.zeros((40, fakes.Q))],
+        strict=False) if at < data.positions}
+      before, after = place(want), place(got)
+      assert {at: codes for at, (codes, _) in before.items()} == {
+        at: codes for at, (codes, _) in after.items()}
+      spoken = {at for at, (_, weight) in before.items() if any(weight)}
+      kept = {at for at, (_, weight) in after.items() if any(weight)}
+      assert kept <= spoken and len(kept) == min(few, len(spoken))
+      assert all(after[at] == before[at] for at in kept)
+      cut, whole = cut + (len(spoken) > few), whole + (0 < len(spoken) <= few)
+      scattered += kept != set(sorted(spoken)[:few])
+  assert cut and whole and scattered
+
+
+def test_some_of_what_is_heard_is_hidden_and_nothing_of_what_is_spoken(data):
+  want, hides = make(data), make(dataclasses.replace(data, listen_dropout=0.25))
+  hidden = heard = 0
+  for step in range(8):
+    before, after = want.batch_at(step), hides.batch_at(step)
+    equal(after, hides.batch_at(step))
+    equal(*({k: x for k, x in b.items() if k != "frames"} for b in (before, after)))
+    spoken, listened = (slice(fakes.Q), slice(fakes.Q, None))
+    np.testing.assert_array_equal(after["frames"][..., spoken], before["frames"][..., spoken])
+    there = before["frames"][..., listened] != fakes.VOCAB.no_code
+    changed = after["frames"][..., listened] != before["frames"][..., listened]
+    assert (after["frames"][..., listened][changed] == fakes.VOCAB.no_code).all()
+    hidden, heard = hidden + changed.sum(), heard + there.sum()
+  assert heard > 500 and abs(hidden / heard - 0.25) < 0.05
+  held = [loader.Loader.heldout(dataclasses.replace(data, listen_dropout=p), fakes.VOCAB, seed=0)
+          for p in (0.0, 0.5)]
+  equal(*(h.batch_at(0) for h in held))
+
+
 def test_a_document_reads_back_as_it_was(root):
   r = records.Records(root / "out")
   lines = [json.loads(x) for x in (root / "manifest.jsonl").read_text().splitlines()]
@@ -138,6 +183,8 @@ def test_fingerprint_is_of_what_decides_the_batches(data):
   same = dataclasses.replace(data, workers=2, read_threads=3, prefetch=9, heldout=())
   assert make(data).fingerprint == make(same).fingerprint
   for change in ({"window": 65}, {"text_delay": 1}, {"rows": 8}, {"prompt_weight": 0.5},
+                 {"depth_frames": 8},
+                 {"listen_dropout": 0.1},
                  {"tasks": config.Tasks(plain=2)}):
     assert make(data).fingerprint != make(dataclasses.replace(data, **change)).fingerprint
 

@@ -131,7 +131,7 @@ def batch():
   rows = []
   for some in (docs, docs[1:]):
     streams = [documents.render(d, documents.PLAIN, False, data, VOCAB) for d in some]
-    rows.append(loader.assemble(streams, data, VOCAB))
+    rows.append(loader.assemble(streams, data, VOCAB, rng))
   return {k: np.stack([r[k] for r in rows]) for k in rows[0]}
 
 

@@ -51,6 +51,21 @@ def test_loss_is_the_weighted_sum_over_targets(mesh):
   np.testing.assert_allclose(loss_lib.total(sums, dens, cfg), nats / weight, rtol=1e-5)
 
 
+def test_frames_without_targets_need_no_depth_transformer(mesh):
+  model = Omni(tiny.MODEL, tiny.VOCAB, sharding.RULES, rngs=nnx.Rngs(0))
+  batch = tiny.batch(3, rows=8)
+  spoken_BF = batch["frame_weight"].any(-1)
+  order_BF = np.argsort(~spoken_BF, 1, kind="stable")
+  P = int(spoken_BF.sum(1).max())
+  assert P < tiny.DATA.frames and (spoken_BF != spoken_BF[:, :1]).any()
+  first = {k: np.take_along_axis(batch[k], order_BF.reshape(order_BF.shape + (1,) * extra), 1)
+           for k, extra in (("frame_at", 0), ("frames", 1), ("frame_weight", 1))}
+  few = batch | first | {"frame_weight": first["frame_weight"][:, :P]}
+  both = [jax.jit(lambda m, b: (loss_lib.numerators(m, b), loss_lib.denominators(b)))(
+    model, sharding.place(b)) for b in (batch, few)]
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), *both)
+
+
 def test_z_loss_is_the_squared_log_partition(mesh):
   model = Omni(tiny.MODEL, tiny.VOCAB, sharding.RULES, rngs=nnx.Rngs(0))
   batch = tiny.batch(4, rows=2)
