@@ -72,6 +72,7 @@ def joined(before: documents.Streams, after: documents.Streams) -> dict[str, np.
   out["segment"] = np.ones_like(out["main"])
   out["frame_at"] = np.concatenate([before.frame_at, after.frame_at + n])[None]
   out["frames"] = np.concatenate([before.frames, after.frames])[None]
+  out["frame_weight"] = np.concatenate([before.frame_weight, after.frame_weight])[None]
   return out
 
 
