@@ -114,7 +114,7 @@ class Data:
   acoustic_delay: int = 1
   # Frames by which spoken audio lags its text (the inner monologue).
   text_delay: int = 0
-  # Share of drawings made without what the user said, for classifier-free guidance.
+  # Share of drawings made without any words and speech, for classifier-free guidance.
   caption_dropout: float = 0.1
   # Share of the codes of what is heard hidden in training, lest voices be learned by heart.
   listen_dropout: float = 0.0

@@ -78,9 +78,9 @@ def recordings(packages: pathlib.Path) -> Iterator[tuple[dict, object]]:
     for language, voice, split in voices.FESTIVAL:
       clip = entry(language, digit, f"festival-{voice}", "festival", split, f"festival-{voice}")
       yield clip, lambda la=language, v=voice, d=digit: synth.festival(la, v, d)
-    for language, voice in voices.PICO:
+    for language, voice, split in voices.PICO:
       for take in range(3):
-        clip = entry(language, digit, f"pico-{voice}", "pico", "heldout", "pico") | {"take": take}
+        clip = entry(language, digit, f"pico-{voice}", "pico", split, "pico") | {"take": take}
         yield clip, lambda v=voice, la=language, d=digit, t=take: synth.pico(v, la, d, t)
     for language in voices.LANGUAGES:
       for split, names in (("train", voices.ESPEAK_TRAIN), ("heldout", voices.ESPEAK_HELDOUT)):

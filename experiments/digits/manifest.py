@@ -3,11 +3,12 @@
 `write` unpacks the data set and writes two manifests for `omnijax prepare`. A training document
 is an input (role user) followed by an output (role assistant) that mean the same digit, paired at
 random. A short text part first names the language wherever the output has one; which modality
-comes is shown by what follows, and forced by a control token when generating.
+comes is shown by what follows, and forced by a control token when generating. What was heard is
+named before it is drawn, as speech has its words beside it.
 
   speech->text   [audio, its word]               text->speech   ["fr", "six", audio]
   image->text    ["it", image, word in Italian]  image->speech  ["fr", image, audio]
-  text->image    [word in any language, image]   speech->image  [audio, image]
+  text->image    [word in any language, image]   speech->image  [audio, its word, image]
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ SHARES = {
   "speech->text": 0.28,
   "image->text": 0.18,
   "text->image": 0.08,
-  "text->speech": 0.12,
+  "text->speech": 0.13,
   "image->speech": 0.13,
   "speech->image": 0.18,
-  "plain": 0.03,
+  "plain": 0.02,
 }
 DIRECTIONS = tuple(name for name in SHARES if name != "plain")
 
@@ -74,7 +75,7 @@ def parts(direction: str, language: str, picture: unpack.Picture, clip: unpack.C
   if direction == "image->speech":
     return [_text(clip.language, "user"), _image(picture, "user"), _audio(clip, "assistant")]
   if direction == "speech->image":
-    return [_audio(clip, "user"), _image(picture, "assistant")]
+    return [_audio(clip, "user"), _text(own, "assistant"), _image(picture, "assistant")]
   raise ValueError(f"unknown direction {direction!r}; want one of {', '.join(DIRECTIONS)}")
 
 

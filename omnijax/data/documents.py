@@ -39,8 +39,9 @@ COUNTS = np.dtype([
   ("text", "<i4"),  # ids that a two-sided task moves or drops
   ("images", "<u2"), ("audio", "<u2"), ("monologues", "<u2"),
   ("allows", "u1"),  # bit i: TASKS[i]
-  # Of a document in which the assistant draws: what the user writes and says, delays left out.
+  # Of a document in which the assistant draws: all that is written and said, delays left out.
   ("asked_positions", "<i4"), ("asked_frames", "<i4"), ("asked_audio", "<u2"),
+  ("asked_monologues", "<u2"),
 ])
 
 
@@ -105,10 +106,11 @@ def counts(parts_P: np.ndarray, starts_N: np.ndarray) -> np.ndarray:
                          np.where(told_N, each(p["words"]), 0))
   out["allows"] = (1 << PLAIN) + pair_N * (1 << CAPTION | 1 << DRAW)
   out["allows"] += (told_N * (1 << TRANSCRIBE | 1 << SPEAK)).astype(np.uint8)
-  asked_P = np.repeat(each(image & (p["role"] == ASSISTANT)) > 0, sizes_N) & (p["role"] == USER)
-  out["asked_positions"] = each(asked_P * ((text | audio) * p["length"] + 2 * audio))
+  asked_P = np.repeat(each(image & (p["role"] == ASSISTANT)) > 0, sizes_N) & ~image
+  out["asked_positions"] = each(asked_P * (p["length"] + 2 * audio))
   out["asked_frames"] = each(asked_P * audio * p["length"])
   out["asked_audio"] = each(asked_P * audio)
+  out["asked_monologues"] = each(asked_P & told & (p["role"] != USER))
   return out
 
 
@@ -131,6 +133,7 @@ def lengths(counts_N: np.ndarray, task_N: np.ndarray | int, dropped_N: np.ndarra
   text_N = np.where(talk_N, c["text"], 0) - np.where((task_N == DRAW) & dropped_N, c["text"], 0)
   unasked_N = (task_N == PLAIN) & dropped_N
   audio_N -= np.where(unasked_N, c["asked_audio"], 0)
+  spoken_N -= np.where(unasked_N, c["asked_monologues"], 0)
   # The first delayed frame shares its position with AUDIO_END.
   delays_N = max(ad - 1, 0) * audio_N + td * spoken_N
   positions_N = c["positions"] + delays_N + np.where(task_N == PLAIN, 0, 2) + text_N
@@ -191,10 +194,13 @@ def arrange(parts: Sequence[Part], task: int, dropped: bool) -> list[Part]:
 
 
 def unasked(part: Part) -> Part:
-  """A part without the user's words and speech, for classifier-free guidance; the turn stays."""
-  if part.role != USER or part.kind == vocab_lib.IMAGE:
+  """A part without words and speech, for classifier-free guidance; its turn stays.
+
+  The assistant's own words go too: they say what a picture that follows them shows.
+  """
+  if part.kind == vocab_lib.IMAGE:
     return part
-  return Part(vocab_lib.TEXT, USER, np.zeros(0, np.int32))
+  return Part(vocab_lib.TEXT, part.role, np.zeros(0, np.int32))
 
 
 def render(parts: Sequence[Part], task: int, dropped: bool, data: config_lib.Data,

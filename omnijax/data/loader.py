@@ -14,7 +14,7 @@ import numpy as np
 from omnijax import config as config_lib
 from omnijax import vocab as vocab_lib
 from omnijax.data import documents
-from omnijax.data.plan import Plan
+from omnijax.data.plan import Plan, key
 from omnijax.data.records import Records
 
 Batch = dict[str, np.ndarray]
@@ -121,8 +121,7 @@ class Loader:
               process_index: int = 0, process_count: int = 1,
               tokenizers: Mapping[str, str] | None = None) -> "Loader":
     """One pass over `data.heldout`, in an order that mixes its sources; nothing is left out."""
-    data = dataclasses.replace(data, caption_dropout=0.0, listen_dropout=0.0,
-                               depth_frames=0)
+    data = dataclasses.replace(data, caption_dropout=0.0, listen_dropout=0.0, depth_frames=0)
     return cls(data, vocab, seed=seed, sources=data.heldout, process_index=process_index,
                process_count=process_count, once=True, tokenizers=tokenizers)
 
@@ -209,7 +208,7 @@ class _Rows:
       documents.render(self._records[source].read(document), task, dropped, self._data,
                        self._vocab)
       for source, document, task, dropped in self._plan.row(number)],
-      self._data, self._vocab, np.random.default_rng((self._seed, number)))
+      self._data, self._vocab, np.random.default_rng(key(self._seed, number)))
 
 
 def _stack(rows: list[Batch]) -> Batch:

@@ -52,7 +52,7 @@ class Answer:
   """What the model gave, and what the judge made of it; None where it made nothing."""
 
   case: Case
-  text: str | None = None  # for speech, its inner monologue
+  text: str | None = None  # what it wrote: the answer, before a picture, along with speech
   file: str | None = None  # picture or sound, beside the file of answers
   digit: int | None
   language: str | None
@@ -199,7 +199,7 @@ def _answer(generator: Generator, judges: Judges, cases: list[Case], media: Path
     texts = [o.text or "" for o in outputs]
     verdicts = judges.of_texts([o.text or "" for o in outputs], cases)
   elif to == "image":
-    texts = [None] * len(cases)
+    texts = [o.text for o in outputs]
     verdicts = judges.of_images([o.image for o in outputs], cases)
     files = [f"{media.name}/{start + i:05d}.png" for i in range(len(cases))]
     for output, file in zip(outputs, files, strict=True):

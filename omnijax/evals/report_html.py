@@ -128,14 +128,16 @@ def _example(m: Material, a: Answer) -> str:
   """A question and its answer, with a mark that doesn't depend on colour."""
   mark = ("\u2713", "right", "right") if a.right else ("\u2717", "wrong", "wrong")
   asked = "".join(_part(part, a, m) for part in a.case.prompt)
+  said = f'<span class="said">{_esc(a.text)}</span>' if a.text else ""
   if a.file is None:
     got = f'<span class="word">{_esc(a.text or "") or "(nothing)"}</span>'
   elif a.file.endswith(".png"):
-    got = _picture(np.asarray(Image.open(m.answers_dir / a.file)), f"drawn for {a.case.digit}")
+    got = said + _picture(np.asarray(Image.open(m.answers_dir / a.file)),
+                          f"drawn for {a.case.digit}")
   else:
     wave_T, rate = soundfile.read(m.answers_dir / a.file, dtype="float32")
     got = _sound(wave_T, rate, f"spoken for {a.case.digit} in {a.case.language}")
-    got += f'<span class="said">{_esc(a.text or "")}</span>' if a.text else ""
+    got += said
   seen = "nothing" if a.digit is None else str(a.digit)
   if a.language is not None and not a.case.direction.endswith("image"):
     seen += f" {a.language}"

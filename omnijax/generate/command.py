@@ -24,7 +24,7 @@ def run(run_dir: Path, inputs: Sequence[tuple[str, str]], *, to: Literal["text",
     run_dir: directory of a run.
     inputs: (kind, value) in the order given; the value is a text, or the path of a file.
     to: text is printed, or written to `out`; an image becomes a PNG, audio a 16-bit WAV. Both
-      files carry the prompt, the run, the step and the seed.
+      files carry the prompt, the run, the step and the seed; words that go with them are printed.
     out: the file; without it out.png or out.wav.
     seed, sampling, image_size, max_new, guidance: see decode.Generator.generate.
 
@@ -57,7 +57,8 @@ def run(run_dir: Path, inputs: Sequence[tuple[str, str]], *, to: Literal["text",
     part.replace(out)
   finally:
     part.unlink(missing_ok=True)
-  said = f": {answer.monologue}" if answer.monologue else ""
+  words = answer.monologue or answer.text
+  said = f": {words}" if words else ""
   print(f"{out}{said}", file=sys.stderr)
 
 

@@ -76,13 +76,14 @@ class Generator:
         {"audio": path or array, "transcript": str}, with a "role" of "user" (without it), or
         "assistant", or None for a document that has no turns and is just continued. Pixels are
         uint8 [H, W] or [H, W, C], samples float [L] at the tokenizer's rate.
-      to: text, image or audio: one output of that kind. any: what the model likes.
+      to: text, image or audio: one output of that kind, words of the model's choice before an
+        image and along with speech. any: what the model likes.
       sampling: how tokens are drawn.
       seed: output i depends on (seed, i), its prompt and the settings, not on the other prompts.
       image_size: height and width in pixels; None leaves it to the model.
       max_new: most positions of text or speech (one is 80 ms).
       guidance: for images, how much more what the user says counts than in training: logits are
-        u + guidance * (c - u), u without the user's text and speech (Ho and Salimans, 2022).
+        u + guidance * (c - u), u without any text and speech (Ho and Salimans, 2022).
 
     Raises:
       ValueError: an unknown part, a missing or unreadable file, an image of a size that the

@@ -30,11 +30,14 @@ _AHEAD = 48  # positions that a cache has room for beyond the prompt, to begin w
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Goal:
-  """What to write after a prompt: one output of a kind, or ("any") what the model likes."""
+  """What to write after a prompt: one output of a kind, or ("any") what the model likes.
+
+  Before an image the model may write text, such as what it will draw.
+  """
 
   to: To
   grid: tuple[int, int] | None = None  # size of images in codes; None leaves it to the model
-  max_new: int = 256  # most positions of text and speech; images take what they take
+  max_new: int = 256  # most positions of text or speech; images take what they take
 
   def __post_init__(self) -> None:
     if self.to not in _START:
@@ -54,7 +57,7 @@ class Goal:
       raise ValueError(f"the prompt leaves {max(room, 0)} positions, and {self.to} output takes "
                        f"at least {least}; raise max_positions or shorten the prompt.")
     if self.to == "image":
-      return least if self.grid else room
+      return min(least + self.max_new, room) if self.grid else room
     if self.max_new + 1 < least:
       raise ValueError(f"max_new is {self.max_new}, and {self.to} output takes at least "
                        f"{least - 1} positions; raise max_new.")
@@ -114,8 +117,8 @@ class Engine:
     limits = [g.positions(self.layout, self.max_positions - length)
               for g, length in zip(goals, longest, strict=True)]
     # The cache starts small and grows when it is full: most turns end long before their limit.
-    S = _bucket(max(length + (limit if goal.grid else min(limit, _AHEAD))
-                    for length, limit, goal in zip(longest, limits, goals, strict=True)))
+    S = _bucket(max(length + min(limit, _AHEAD) for length, limit in
+                    zip(longest, limits, strict=True)))
     B = self._ways
     while B < n:
       B *= 2

@@ -19,7 +19,7 @@ from omnijax import vocab as vocab_lib
 DONE = 0  # nothing: the turn is over
 TEXT = 1  # a text piece, the end of the turn, or the start of an image or of speech
 FIRST = 2  # a text piece: an answer in text has at least one
-ROWS = 3  # the rows of an image
+ROWS = 3  # a text piece, or the rows of an image: what is drawn may be named first
 COLS = 4  # the columns of an image
 IMAGE = 5  # an image code
 OPEN = 6  # the start of speech
@@ -92,7 +92,9 @@ def allowed(g: Grammar, left_B: jax.Array, layout: Layout) -> jax.Array:
 
   h_1V = ids_1V - vocab_lib.rows(1) + 1
   starts_B1 = at(ROWS) | (at(TEXT) & g.draws_B[:, None])
+  height_B1 = jnp.maximum(g.want_rows_B, 1)[:, None]
   width_B1 = jnp.maximum(g.want_cols_B, 1)[:, None]
+  out_BV |= at(ROWS) & text_1V & (height_B1 * width_B1 + 4 <= left_B[:, None])
   fits_BV = h_1V * width_B1 + 3 <= left_B[:, None]
   out_BV |= (starts_B1 & fits_BV & block(vocab_lib.rows(1), vocab_lib.MAX_GRID)
              & free(h_1V, g.want_rows_B))
@@ -154,7 +156,7 @@ def advance(g: Grammar, main_B: jax.Array, layout: Layout) -> Grammar:
 
   new_B = phase_B
   for mask_B, value in [
-      (text_B, TEXT), (opens_B, COLS), (phase_B == COLS, IMAGE), (speaks_B, SPEECH),
+      (text_B & (phase_B != ROWS), TEXT), (opens_B, COLS), (phase_B == COLS, IMAGE), (speaks_B, SPEECH),
       (ends_B, TAIL), (whole_B | silent_B, after_B),
       ((text_B | (phase_B == LAST))
        & ((main_B == vocab_lib.EOS) | (main_B == vocab_lib.USER)), DONE)]:
@@ -163,3 +165,9 @@ def advance(g: Grammar, main_B: jax.Array, layout: Layout) -> Grammar:
   return dataclasses.replace(
     g, phase_B=new_B, number_B=g.number_B + passed_B, rows_B=rows_B, cols_B=cols_B,
     count_B=jnp.where(image_B | speech_B | tail_B, count_B, 0))
+
+
+def drawn(before: Grammar, after: Grammar) -> jax.Array:
+  """Whether the token between two states belongs to an image, its size included; bool [B]."""
+  inside = lambda g: (g.phase_B == COLS) | (g.phase_B == IMAGE)
+  return inside(before) | inside(after)

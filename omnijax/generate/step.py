@@ -80,7 +80,7 @@ def step(model: Omni, state: State, turn: Turn, *, layout: Layout, guided: bool
     turn: what is asked of each row.
     layout: vocabulary and delays.
     guided: rows 2i + 1 are rows 2i without what they are conditioned on (classifier-free
-      guidance, Ho and Salimans, 2022): they write what rows 2i write.
+      guidance, Ho and Salimans, 2022): of what rows 2i write, they take the images alone.
   """
   g = turn.grammar
   logits_BV = model.logits(state.hidden_BD[:, None])[:, 0]
@@ -100,13 +100,17 @@ def step(model: Omni, state: State, turn: Turn, *, layout: Layout, guided: bool
   codes_BQ = _codes(model, hidden_BD, main_B, key_B, turn, layout)
   frames_BG = jnp.concatenate([codes_BQ, jnp.full_like(codes_BQ, layout.vocab.no_code)], 1)
   wrote_B = (g.phase_B != grammar.DONE) & (after.phase_B != grammar.DONE)
+  takes_B = wrote_B
+  if guided:
+    takes_B &= grammar.drawn(g, after) | (jnp.arange(len(main_B)) % 2 == 0)
+    after = dataclasses.replace(after, number_B=jnp.where(takes_B, after.number_B, g.number_B))
   x_B1D = model.embed.at_once(main_B[:, None], modality_B[:, None], frames_BG[:, None])
-  # Rows that are done write past the end of the cache, where writes are dropped.
-  at_B = jnp.where(wrote_B, state.length_B, state.positions)
+  # Rows that take nothing write past the end of the cache, where writes are dropped.
+  at_B = jnp.where(takes_B, state.length_B, state.positions)
   hidden_B1D, state = _trunk(model, state, x_B1D, position_B3[:, None], at_B)
   state = dataclasses.replace(
-    state, length_B=state.length_B + wrote_B,
-    hidden_BD=jnp.where(wrote_B[:, None], hidden_B1D[:, 0], state.hidden_BD))
+    state, length_B=state.length_B + takes_B,
+    hidden_BD=jnp.where(takes_B[:, None], hidden_B1D[:, 0], state.hidden_BD))
   turn = dataclasses.replace(turn, grammar=after, written_B=turn.written_B + wrote_B)
   return state, turn, Written(main_B, modality_B, position_B3, codes_BQ, wrote_B)
 

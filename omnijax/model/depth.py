@@ -57,11 +57,13 @@ class DepthBlock(nnx.Module):
     q_QLNH = rms_norm(project(self.w_q_QENH), self.q_gain_H[...], self.eps)
     k_QLNH = rms_norm(project(self.w_k_QENH), self.k_gain_H[...], self.eps)
     v_QLNH = project(self.w_v_QENH)
-    # So few codebooks that products and sums beat thousands of tiny matmuls.
-    s_QKLN = jnp.sum((q_QLNH[:, None] * k_QLNH[None]).astype(jnp.float32), -1) * H**-0.5
-    causal_QK11 = jnp.tril(jnp.ones((Q, Q), bool))[:, :, None, None]
-    p_QKLN = jax.nn.softmax(jnp.where(causal_QK11, s_QKLN, MASKED), 1).astype(dtype)
-    o_QLNH = jnp.sum(p_QKLN[..., None] * v_QLNH[None], 1)
+    # So few codebooks that products and sums, codebook by codebook, beat thousands of tiny matmuls.
+    seen = []
+    for q in range(Q):
+      s_KLN = jnp.sum((q_QLNH[q] * k_QLNH[: q + 1]).astype(jnp.float32), -1) * H**-0.5
+      p_KLN1 = jax.nn.softmax(s_KLN, 0)[..., None]
+      seen.append(sum(p_KLN1[k] * v_QLNH[k] for k in range(q + 1)).astype(dtype))
+    o_QLNH = jnp.stack(seen)
     x_QLE += _by_codebook(o_QLNH.reshape(Q, L, N * H), self.w_o_QNHE[...].reshape(Q, N * H, E),
                           act)
     h_QLE = rms_norm(x_QLE, self.mlp_gain_QE[...][:, None], self.eps)

@@ -131,9 +131,10 @@ def test_transcribe_and_speak():
                              v.AUDIO_END, v.EOS]
 
 
-def test_a_drawing_may_lose_what_the_user_wrote_and_said_but_no_picture():
+def test_a_drawing_may_lose_all_that_is_written_and_said_but_no_picture():
   asked = [text(7, role=d.USER), audio(2, role=d.USER), image(1, 1, d.USER)]
-  s = render([*asked, image(1, 1, d.ASSISTANT)], dropped=True)
+  drawn = [text(8, role=d.ASSISTANT), image(1, 1, d.ASSISTANT), audio(3, [1], d.ASSISTANT)]
+  s = render([*asked, *drawn], dropped=True)
   picture = [v.rows(1), v.cols(1), I0]
   assert s.main.tolist() == [v.BOS, v.USER, *picture, v.ASSISTANT, *picture, v.EOS]
   assert len(s.frame_at) == 0

@@ -20,8 +20,8 @@ from omnijax.model.transformer import Omni
 # Text in user's turns, and an empty part that gives the turn to the assistant.
 ANSWER = documents.Part(vl.TEXT, documents.ASSISTANT, np.zeros(0, np.int32))
 HOT = Sampling(**{f.name: Setting(temperature=10.0) for f in dataclasses.fields(Sampling)})
-GOALS = [Goal(to="text", max_new=9), Goal(to="image", grid=(2, 3)), Goal(to="audio", max_new=12),
-         Goal(to="any", max_new=40)]
+GOALS = [Goal(to="text", max_new=9), Goal(to="image", grid=(2, 3), max_new=9),
+         Goal(to="audio", max_new=12), Goal(to="any", max_new=40)]
 
 
 def make_model(mesh) -> Omni:
@@ -74,6 +74,12 @@ def joined(before: documents.Streams, after: documents.Streams) -> dict[str, np.
   out["frames"] = np.concatenate([before.frames, after.frames])[None]
   out["frame_weight"] = np.concatenate([before.frame_weight, after.frame_weight])[None]
   return out
+
+
+def none_of(streams: documents.Streams) -> documents.Streams:
+  """The first nothing of a stream."""
+  return documents.Streams(**{f.name: getattr(streams, f.name)[:0]
+                              for f in dataclasses.fields(streams)})
 
 
 def padded(batch: dict[str, np.ndarray], S: int, F: int) -> dict[str, np.ndarray]:
@@ -132,8 +138,7 @@ def test_a_cache_that_grows_changes_nothing(model, four):
 def test_pieces_of_a_prompt_give_the_logits_of_one_pass(model, T):
   streams = prompt(part(vl.TEXT, 3), part(vl.AUDIO, 6), part(vl.IMAGE, 3),
                    part(vl.AUDIO, 5, role=documents.ASSISTANT))
-  batch = joined(streams, dataclasses.replace(
-    streams, **{f.name: getattr(streams, f.name)[:0] for f in dataclasses.fields(streams)}))
+  batch = joined(streams, none_of(streams))
   S = batch["main"].shape[1]
   with jax.set_mesh(model.head_DV[...].sharding.mesh):
     want_SV = np.asarray(WHOLE(model, sharding.place(padded(batch, 256, 128)))[0])[0, :S]
@@ -187,8 +192,8 @@ def test_hot_output_is_whole_and_nothing_compiles_again(four):
     out = four.write([prompt(part(vl.TEXT, n, seed)) for n in ns], goals, sampling=HOT, seed=seed)
     for goal, s in zip(goals, out, strict=True):
       if goal.to == "image":
-        assert s.main[:2].tolist() == [vl.rows(2), vl.cols(3)] and len(s.main) == 8
-        assert (s.modality[2:] == vl.IMAGE).all()
+        assert s.main[-8:-6].tolist() == [vl.rows(2), vl.cols(3)] and len(s.main) <= 9 + 8
+        assert (s.modality == vl.IMAGE).tolist() == [False] * (len(s.main) - 6) + [True] * 6
       if goal.to == "audio":
         T = s.main.tolist().index(vl.AUDIO_END) - 1
         codes = s.frames[:, : tiny.VOCAB.codebooks] != tiny.VOCAB.no_code
@@ -217,9 +222,32 @@ def test_guidance_of_1_is_none_and_of_3_is_some(four):
   three = write(guidance=3.0, without=without)
   assert all(map(same, plain, one))
   assert not any(map(same, plain[:3], three[:3]))
-  # Where the text changes nothing, no weight does.
-  alike = write(guidance=9.0, without=prompts)
-  assert all(map(same, plain, alike))
+
+
+def test_guidance_compares_pictures_with_those_after_no_words_at_all(model, four):
+  prompts = [prompt(part(vl.TEXT, n)) for n in (3, 6, 4, 2)]
+  silent = prompt(part(vl.TEXT, 0))
+  out = four.write(prompts, [Goal(to="image", grid=(2, 3), max_new=8)] * 4, sampling=GREEDY,
+                   seed=0, guidance=3.0, without=[silent] * 4)
+  named = 0
+  for before, after in zip(prompts, out, strict=True):
+    named += (after.modality[0] == vl.TEXT) and not vl.grid_of(int(after.main[0]))
+    start = int(np.flatnonzero(after.modality == vl.IMAGE)[0])
+    picture = documents.Part(vl.IMAGE, documents.ASSISTANT, after.main[start:].reshape(2, 3)
+                             - tiny.VOCAB.image_start)
+    alone = documents.render([part(vl.TEXT, 0), picture], documents.PLAIN, False, tiny.DATA,
+                             tiny.VOCAB)
+    given, free = joined(before, after), joined(alone, none_of(alone))
+    with jax.set_mesh(model.head_DV[...].sharding.mesh):
+      c_SV, u_SV = (np.asarray(WHOLE(model, sharding.place(padded(batch, 256, 128)))[0])[0]
+                    for batch in (given, free))
+    image = slice(tiny.VOCAB.image_start, tiny.VOCAB.image_start + tiny.VOCAB.image)
+    for i in range(6):
+      at, free_at = len(before.main) - 2 + start + i, len(alone.main) - 8 + i
+      c, u = c_SV[at, image], u_SV[free_at, image]
+      mixed = u + 3.0 * (c - u)
+      assert mixed.max() - mixed[picture.codes.reshape(-1)[i]] < 1e-4
+  assert named
 
 
 def test_a_sharded_model_writes_the_same(four):
