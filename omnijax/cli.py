@@ -92,9 +92,9 @@ Continues any mix of inputs, in the order given, in any modality.
   omnijax generate runs/first --audio question.wav --to text
   omnijax generate runs/first --image seven.png --to audio --out seven.wav
 
-Text is printed; a picture is written as PNG, sound as WAV. How tokens are drawn:
---KIND.temperature X (0: the most likely), --KIND.top-k N, --KIND.top-p X, where KIND is text,
-image, first-codebook or acoustic.
+Text is printed; a picture is written as PNG, sound as WAV. What the model writes before a picture
+or says in sound goes to stderr. How tokens are drawn: --KIND.temperature X (0: the most likely),
+--KIND.top-k N, --KIND.top-p X, where KIND is text, image, first-codebook or acoustic.
 """
 
 

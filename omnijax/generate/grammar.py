@@ -156,8 +156,8 @@ def advance(g: Grammar, main_B: jax.Array, layout: Layout) -> Grammar:
 
   new_B = phase_B
   for mask_B, value in [
-      (text_B & (phase_B != ROWS), TEXT), (opens_B, COLS), (phase_B == COLS, IMAGE), (speaks_B, SPEECH),
-      (ends_B, TAIL), (whole_B | silent_B, after_B),
+      (text_B & (phase_B != ROWS), TEXT), (opens_B, COLS), (phase_B == COLS, IMAGE),
+      (speaks_B, SPEECH), (ends_B, TAIL), (whole_B | silent_B, after_B),
       ((text_B | (phase_B == LAST))
        & ((main_B == vocab_lib.EOS) | (main_B == vocab_lib.USER)), DONE)]:
     new_B = jnp.where(mask_B, value, new_B)

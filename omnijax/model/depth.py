@@ -62,7 +62,8 @@ class DepthBlock(nnx.Module):
     for q in range(Q):
       s_KLN = jnp.sum((q_QLNH[q] * k_QLNH[: q + 1]).astype(jnp.float32), -1) * H**-0.5
       p_KLN1 = jax.nn.softmax(s_KLN, 0)[..., None]
-      seen.append(sum(p_KLN1[k] * v_QLNH[k] for k in range(q + 1)).astype(dtype))
+      terms = [p_KLN1[k] * v_QLNH[k] for k in range(q + 1)]
+      seen.append(sum(terms[1:], terms[0]).astype(dtype))
     o_QLNH = jnp.stack(seen)
     x_QLE += _by_codebook(o_QLNH.reshape(Q, L, N * H), self.w_o_QNHE[...].reshape(Q, N * H, E),
                           act)
