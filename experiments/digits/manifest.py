@@ -134,11 +134,11 @@ def _training(pictures, clips, docs: int, rng: random.Random):
   by_digit = lambda some: {d: _Deck([p for p in some if p.digit == d], rng) for d in range(10)}
   shown = [p for p in pictures if p.split == "train"]
   # Every take is worth seeing or hearing; only originals are worth imitating, of voices that are
-  # somebody's.
+  # somebody's and clear.
   seen, drawn = by_digit(shown), by_digit([p for p in shown if p.take == 0])
   heard = _balanced([c for c in clips if c.split == "train"], rng)
-  spoken = _balanced([c for c in clips if c.split == "train" and c.take == 0 and c.kind != "blend"],
-                     rng)
+  spoken = _balanced([c for c in clips if c.split == "train" and c.take == 0
+                      and c.kind not in ("blend", "pico")], rng)
   kinds = _Deck([name for name, share in SHARES.items() for _ in range(round(share * 100))], rng)
   wanted = _Deck([(la, d) for la in LANGUAGES for d in range(10)], rng)
   for i in range(docs):
