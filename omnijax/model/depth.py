@@ -60,7 +60,7 @@ class DepthBlock(nnx.Module):
     # So few codebooks that products and sums, codebook by codebook, beat thousands of tiny matmuls.
     seen = []
     for q in range(Q):
-      s_KLN = jnp.sum((q_QLNH[q] * k_QLNH[: q + 1]).astype(jnp.float32), -1) * H**-0.5
+      s_KLN = jnp.sum((q_QLNH[q : q + 1] * k_QLNH[: q + 1]).astype(jnp.float32), -1) * H**-0.5
       p_KLN1 = jax.nn.softmax(s_KLN, 0)[..., None]
       terms = [p_KLN1[k] * v_QLNH[k] for k in range(q + 1)]
       seen.append(sum(terms[1:], terms[0]).astype(dtype))
