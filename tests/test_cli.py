@@ -277,3 +277,27 @@ def test_the_readme_tells_the_truth(tmp_path):
   # .ci/run runs the README's line: one line, that makes its own virtual environment.
   line, = re.findall(r"^python3 -m venv \.venv && .*pytest.*$", README, re.M)
   assert "ruff" in line and "mypy" in line
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's mallopt")
+def test_freed_memory_is_used_again():
+  code = """if True:
+    import resource, sys, threading
+    from omnijax import cli
+    if sys.argv[1] == "keep":
+      cli._keep_memory()
+    def touch():
+      b"x" * (64 << 20)
+    def faults():
+      before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+      thread = threading.Thread(target=touch)
+      thread.start()
+      thread.join()
+      return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    faults()
+    print(faults())
+  """
+  counts = {how: int(subprocess.run([sys.executable, "-c", code, how], check=True,
+                                    capture_output=True, text=True).stdout)
+            for how in ("keep", "not")}
+  assert counts["keep"] < 1000 < counts["not"], counts

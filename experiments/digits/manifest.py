@@ -22,11 +22,11 @@ from experiments.digits.voices import LANGUAGES, WORDS
 
 # Shares of the documents: reading and hearing generalise slowest. "plain" are single modalities.
 SHARES = {
-  "speech->text": 0.28,
-  "image->text": 0.18,
-  "text->image": 0.08,
-  "text->speech": 0.13,
-  "image->speech": 0.13,
+  "speech->text": 0.26,
+  "image->text": 0.20,
+  "text->image": 0.09,
+  "text->speech": 0.11,
+  "image->speech": 0.14,
   "speech->image": 0.18,
   "plain": 0.02,
 }
@@ -90,13 +90,9 @@ def _balanced(clips: list[unpack.Clip], rng: random.Random) -> dict[tuple[str, i
   return decks
 
 
-def _weights(decks: dict[str, _Deck], spoken: bool) -> list[float]:
-  """Kinds of voice by the square root of their number: neither drowned nor worn out.
-
-  The buzzing formant voices are worth hearing, but seldom worth imitating (spoken).
-  """
-  scale = {"espeak": 0.3} if spoken else {}
-  return [scale.get(kind, 1.0) * len(deck.items) ** 0.5 for kind, deck in decks.items()]
+def _weights(decks: dict[str, _Deck]) -> list[float]:
+  """Kinds of voice by the square root of their number: neither drowned nor worn out."""
+  return [len(deck.items) ** 0.5 for deck in decks.values()]
 
 
 def write(
@@ -133,12 +129,12 @@ def write(
 def _training(pictures, clips, docs: int, rng: random.Random):
   by_digit = lambda some: {d: _Deck([p for p in some if p.digit == d], rng) for d in range(10)}
   shown = [p for p in pictures if p.split == "train"]
-  # Every take is worth seeing or hearing; only originals are worth imitating, of voices that are
-  # somebody's and clear.
+  # Every take is worth seeing or hearing; only originals are worth imitating, of people and of the
+  # synthesiser that is nearest to them.
   seen, drawn = by_digit(shown), by_digit([p for p in shown if p.take == 0])
   heard = _balanced([c for c in clips if c.split == "train"], rng)
   spoken = _balanced([c for c in clips if c.split == "train" and c.take == 0
-                      and c.kind not in ("blend", "pico")], rng)
+                      and c.kind in ("kokoro", "person")], rng)
   kinds = _Deck([name for name, share in SHARES.items() for _ in range(round(share * 100))], rng)
   wanted = _Deck([(la, d) for la in LANGUAGES for d in range(10)], rng)
   for i in range(docs):
@@ -146,8 +142,7 @@ def _training(pictures, clips, docs: int, rng: random.Random):
     language, digit = wanted.draw()
     says = direction.endswith("->speech") or direction == "plain"
     voices = (spoken if says else heard)[language, digit]
-    weights = _weights(voices, spoken=says)
-    clip = rng.choices(list(voices.values()), weights)[0].draw()
+    clip = rng.choices(list(voices.values()), _weights(voices))[0].draw()
     picture = (drawn if direction.endswith("->image") else seen)[digit].draw()
     if direction == "plain":
       alone = rng.choice((_text(WORDS[language][digit], "assistant"), None))

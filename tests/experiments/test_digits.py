@@ -52,7 +52,7 @@ def test_no_voice_is_both_trained_on_and_tested(entries):
   assert trained - tested == {"blend"} and not tested - trained
 
 
-@pytest.mark.parametrize("kind", ["blend", "pico"])
+@pytest.mark.parametrize("kind", ["blend", "pico", "espeak"])
 def test_some_voices_are_heard_and_never_imitated(written, kind):
   roles = collections.Counter()
   for line in written[1].read_text(encoding="utf-8").splitlines():
