@@ -17,7 +17,7 @@ WORDS = voices.WORDS
 SOURCES = Path(__file__).parent / "digits" / "SOURCES.md"
 DOCUMENTS = 46_000
 TAKES = 4  # of each recording, as if by other speakers: voices are what there is least of
-PICTURE_TAKES = 2
+PICTURE_TAKES = 3
 GUIDANCE = 2.0
 ANSWERS = 200
 # Near the most likely: an answer is right or wrong, variety is worth little here.
