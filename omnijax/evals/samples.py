@@ -22,7 +22,7 @@ from omnijax.model.transformer import Omni
 EACH = 2  # samples of each modality
 _MOST = Setting(temperature=0.0)
 GREEDY = Sampling(text=_MOST, image=_MOST, first_codebook=_MOST, acoustic=_MOST)
-_LOOK = 2000  # documents looked through for them
+_LOOK = 2000  # documents looked through for them, spread over all
 
 
 def write(run: config_lib.Run, vocab: vocab_lib.Vocab, tokenizers: Any, model: Omni, step: int,
@@ -36,18 +36,18 @@ def write(run: config_lib.Run, vocab: vocab_lib.Vocab, tokenizers: Any, model: O
   """
   out = run_dir / "samples" / f"{step:07d}"
   out.mkdir(parents=True, exist_ok=True)
-  generator = decode.Generator(model, vocab, run.data, tokenizers,
-                               max_positions=min(run.data.positions, 512), max_batch=EACH)
+  asked = [(name, i, prompt) for name, prompts in _prompts(run).items()
+           for i, prompt in enumerate(prompts)]
+  generator = decode.Generator(model, vocab, run.data, tokenizers, max_batch=max(len(asked), 1),
+                               max_positions=min(run.data.positions, 512))
   render = lambda parts: documents.render(parts, documents.PLAIN, False, run.data, vocab)
-  for name, prompts in _prompts(run).items():
-    if not prompts:
-      continue
-    streams = generator.engine.write([render(p) for p in prompts], [Goal(to=name)] * len(prompts),
-                                     sampling=GREEDY, seed=0)
-    answers = generator.decode([parse.parts(s, generator.engine.layout) for s in streams])
-    for i, answer in enumerate(answers):
-      about = {"prompt": _describe(prompts[i], tokenizers.text), "step": str(step)}
-      _store(out, board, f"{name}_{i}", answer, about, tokenizers.audio.sample_rate, step)
+  # All in one batch: another batch would compile once more.
+  streams = generator.engine.write([render(prompt) for *_, prompt in asked],
+                                   [Goal(to=name) for name, *_ in asked], sampling=GREEDY, seed=0)
+  answers = generator.decode([parse.parts(s, generator.engine.layout) for s in streams])
+  for (name, i, prompt), answer in zip(asked, answers, strict=True):
+    about = {"prompt": _describe(prompt, tokenizers.text), "step": str(step)}
+    _store(out, board, f"{name}_{i}", answer, about, tokenizers.audio.sample_rate, step)
   return out
 
 
@@ -69,7 +69,7 @@ def _documents(run: config_lib.Run) -> Iterator[list[documents.Part]]:
   """Held-out documents where there are some, otherwise those of training, as rendered."""
   for name in run.data.heldout or run.data.sources:
     records = Records(name)
-    for i in range(min(len(records), _LOOK)):
+    for i in np.linspace(0, len(records) - 1, min(len(records), _LOOK)).astype(int).tolist():
       allows = documents.allowed(records.counts[i : i + 1])[0]
       task = int(np.flatnonzero(allows)[-1])  # plain only where nothing else is possible
       yield documents.arrange(records.read(i), task, False)
