@@ -15,7 +15,7 @@ from omnijax.generate.sample import Sampling, Setting
 
 WORDS = voices.WORDS
 SOURCES = Path(__file__).parent / "digits" / "SOURCES.md"
-DOCUMENTS = 46_000
+DOCUMENTS = 48_000
 TAKES = 4  # of each recording, as if by other speakers: voices are what there is least of
 PICTURE_TAKES = 3
 GUIDANCE = 2.0
@@ -41,7 +41,7 @@ def run() -> config.Run:
     optim=config.Optim(kind="muon", peak_lr=3e-3, muon_lr=0.02, warmup_steps=20, schedule="wsd",
                        decay_fraction=0.4, final_lr=0.05, weight_decay=0.01),
     mesh=config.Mesh(data=1, fsdp=1),
-    train=config.Train(steps=1100, log_every=20, save_every=200),
+    train=config.Train(steps=1200, log_every=20, save_every=200),
   )
 
 
