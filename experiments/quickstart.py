@@ -29,13 +29,16 @@ SAMPLING = Sampling(text=Setting(temperature=0.0), image=Setting(temperature=0.5
 def run() -> config.Run:
   return config.Run(
     name="quickstart",
+    # A small rope_theta: with 8 rotary pairs a head, rows and columns would hardly turn otherwise,
+    # and a picture would be a bag of codes.
     model=config.Model(layers=4, dim=192, heads=8, kv_heads=8, head_dim=16, mlp=384,
-                       depth_layers=1, depth_dim=128, depth_heads=8, depth_mlp=256, unroll=4),
+                       depth_layers=1, depth_dim=128, depth_heads=8, depth_mlp=256, rope_theta=10.0,
+                       unroll=4),
     # 4 of the codec's 12 codebooks: speech stays intelligible, and each costs a softmax.
     tokenizers=config.Tokenizers(codebooks=4),
     # Short rows: a document has some 22 positions, and attention pays for the row.
     data=config.Data(sources=("quickstart_run/records/train",), rows=8, positions=128, frames=40,
-                     prompt_weight=0.1, listen_dropout=0.15, prefetch=8),
+                     prompt_weight=0.1, listen_dropout=0.3, prefetch=8),
     # One word of text says as much as a picture of 16 codes or a second of speech.
     loss=config.Loss(text=3.0, image=0.5, first_codebook=1.0, acoustic=0.3),
     optim=config.Optim(kind="muon", peak_lr=3e-3, muon_lr=0.02, warmup_steps=20, schedule="wsd",

@@ -36,7 +36,8 @@ class Model:
   depth_dim: int
   depth_heads: int
   depth_mlp: int
-  # Shares of the rotary pairs of a head that turn with time, row and column (M-RoPE).
+  # Shares of the rotary pairs of a head that turn with time, row and column (M-RoPE). A small head
+  # has few pairs for each: rows and columns hardly turn unless rope_theta is small, too.
   rope_split: tuple[int, int, int] = (2, 1, 1)
   rope_theta: float = 10_000.0
   norm_eps: float = 1e-6

@@ -7,10 +7,12 @@ import os
 import typing
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 
 from omnijax import config, experiment
+from omnijax.model import rope
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -120,6 +122,16 @@ def test_every_field_is_read():
             for f in dataclasses.fields(cls) if f.name not in read]
   assert unread == []
   assert "no_such_field" not in read
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+def test_a_step_in_time_by_row_or_by_column_turns_something(path):
+  model = experiment.load(path).model
+  for axis in range(3):
+    position_BS3 = np.zeros((1, 2, 3), np.int32)
+    position_BS3[0, 1, axis] = 1
+    cos_BS1P, _ = rope.angles(position_BS3, model.head_dim, model.rope_theta, model.rope_split)
+    assert np.arccos(np.asarray(cos_BS1P)[0, 1]).max() > 0.3, axis
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)

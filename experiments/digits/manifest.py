@@ -18,16 +18,16 @@ import pathlib
 import random
 
 from experiments.digits import unpack
-from experiments.digits.voices import LANGUAGES, WORDS
+from experiments.digits.voices import KOKORO_SPOKEN, LANGUAGES, WORDS
 
 # Shares of the documents: reading and hearing generalise slowest. "plain" are single modalities.
 SHARES = {
-  "speech->text": 0.26,
-  "image->text": 0.20,
-  "text->image": 0.10,
-  "text->speech": 0.09,
-  "image->speech": 0.14,
-  "speech->image": 0.19,
+  "speech->text": 0.30,
+  "image->text": 0.22,
+  "text->image": 0.09,
+  "text->speech": 0.08,
+  "image->speech": 0.11,
+  "speech->image": 0.18,
   "plain": 0.02,
 }
 DIRECTIONS = tuple(name for name in SHARES if name != "plain")
@@ -129,12 +129,11 @@ def write(
 def _training(pictures, clips, docs: int, rng: random.Random):
   by_digit = lambda some: {d: _Deck([p for p in some if p.digit == d], rng) for d in range(10)}
   shown = [p for p in pictures if p.split == "train"]
-  # Every take is worth seeing or hearing; only originals are worth imitating, of people and of the
-  # synthesiser that is nearest to them.
+  # Every take is worth seeing or hearing; only originals are worth imitating, of people and of a
+  # few voices of the synthesiser that is nearest to them.
   seen, drawn = by_digit(shown), by_digit([p for p in shown if p.take == 0])
   heard = _balanced([c for c in clips if c.split == "train"], rng)
-  spoken = _balanced([c for c in clips if c.split == "train" and c.take == 0
-                      and c.kind in ("kokoro", "person")], rng)
+  spoken = _balanced([c for c in clips if c.split == "train" and c.take == 0 and _spoken(c)], rng)
   kinds = _Deck([name for name, share in SHARES.items() for _ in range(round(share * 100))], rng)
   wanted = _Deck([(la, d) for la in LANGUAGES for d in range(10)], rng)
   for i in range(docs):
@@ -150,6 +149,11 @@ def _training(pictures, clips, docs: int, rng: random.Random):
     else:
       document = parts(direction, language, picture, clip)
     yield {"id": f"train-{i:06d}", "parts": document, "digits": _about(direction, language, clip)}
+
+
+def _spoken(clip: unpack.Clip) -> bool:
+  return (clip.kind == "person"
+          or clip.voice.removeprefix("kokoro-") in KOKORO_SPOKEN[clip.language])
 
 
 def _about(direction: str, language: str, clip: unpack.Clip) -> dict:

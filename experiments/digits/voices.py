@@ -73,6 +73,16 @@ KOKORO_TRAIN = {
   "it": _FEWER_GUESTS,
   "ru": _GUESTS,
 }
+# Those that the quickstart's model learns to speak in: of the few examples each word has, more
+# voices would leave too little of each.
+_ROMANCE = tuple("ef_dora em_santa ff_siwis if_sara pm_alex pm_santa".split())
+KOKORO_SPOKEN = {
+  "en": tuple("af_heart af_bella am_fenrir am_puck bf_isabella bf_lily bm_fable bm_george".split()),
+  "es": _ROMANCE,
+  "fr": _ROMANCE,
+  "it": _ROMANCE,
+  "ru": (*_ROMANCE, "hf_alpha", "hm_psi"),
+}
 KOKORO_HELDOUT = {
   "en": ("af_sarah", "am_michael", "bf_emma", "bm_lewis"),
   "es": ("em_alex", "pf_dora", "af_sarah", "am_michael", "im_nicola"),

@@ -61,6 +61,19 @@ def test_some_voices_are_heard_and_never_imitated(written, kind):
   assert roles["user", True] > 20 and roles["assistant", True] == 0
 
 
+def test_few_voices_are_imitated_and_some_of_every_language(written):
+  spoken = collections.defaultdict(set)
+  for line in written[1].read_text(encoding="utf-8").splitlines():
+    item = json.loads(line)
+    if item["parts"][-1].get("role") == "assistant" and "audio" in item["parts"][-1]:
+      spoken[item["digits"]["language"]].add(item["digits"]["voice"])
+  people = {(language, name) for language, name, split, *_ in voices.PEOPLE if split == "train"}
+  for language in voices.LANGUAGES:
+    assert set(voices.KOKORO_SPOKEN[language]) < set(voices.KOKORO_TRAIN[language])
+    want = {f"kokoro-{name}" for name in voices.KOKORO_SPOKEN[language]}
+    assert spoken[language] == want | {name for la, name in people if la == language}
+
+
 def test_every_source_is_named_with_its_licence(entries):
   text = (HERE / "SOURCES.md").read_text(encoding="utf-8")
   for source in {e["source"] for e in entries}:
