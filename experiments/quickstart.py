@@ -38,7 +38,7 @@ def run() -> config.Run:
     tokenizers=config.Tokenizers(codebooks=4),
     # Short rows: a document has some 22 positions, and attention pays for the row.
     data=config.Data(sources=("quickstart_run/records/train",), rows=8, positions=128, frames=40,
-                     prompt_weight=0.1, listen_dropout=0.3, prefetch=8),
+                     prompt_weight=0.3, listen_dropout=0.3, prefetch=8),
     # One word of text says as much as a picture of 16 codes or a second of speech.
     loss=config.Loss(text=3.0, image=0.5, first_codebook=1.0, acoustic=0.3),
     optim=config.Optim(kind="muon", peak_lr=3e-3, muon_lr=0.02, warmup_steps=20, schedule="wsd",
