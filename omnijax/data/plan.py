@@ -283,28 +283,31 @@ def usable(counts_N: np.ndarray, data: config_lib.Data) -> np.ndarray:
 
 
 def _check_fit(counts: np.ndarray, data: config_lib.Data, name: str) -> dict[str, int]:
-  """How many documents of a source fit no row, by reason; raises if none does."""
+  """How many documents of a source fit no row, by reason; raises if none of a kind does."""
   out = {"positions": 0, "frames": 0}
-  best: tuple[float, int, int, str] | None = None
+  fit: dict[str, bool] = {}
+  best: dict[str, tuple[float, int, int]] = {}
   for start in range(0, len(counts), _CHUNK):
     chunk = np.asarray(counts[start : start + _CHUNK])
-    unfit = chunk[~usable(chunk, data).any(1)]
-    positions_N, frames_N = documents.lengths(unfit, documents.PLAIN, False, data)
-    many_N = frames_N > data.frames
+    unfit_N = ~usable(chunk, data).any(1)
+    positions_N, frames_N = documents.lengths(chunk, documents.PLAIN, False, data)
+    many_N = unfit_N & (frames_N > data.frames)
     out["frames"] += int(many_N.sum())
-    out["positions"] += int((~many_N).sum())
-    if len(unfit):
-      excess_N = np.maximum(positions_N / data.positions, frames_N / data.frames)
-      i = int(excess_N.argmin())
-      what = ("one recording" if unfit["audio"][i] else
-              "one image" if unfit["images"][i] else "one text")
-      found = (float(excess_N[i]), int(positions_N[i]), int(frames_N[i]), what)
-      best = min(best, found) if best else found
-  if best and sum(out.values()) == len(counts):
-    _, positions, frames, what = best
-    short = [f"needs {need} {field}, Data.{field} is {have}; raise Data.{field} to {need}"
-             for field, need, have in (("positions", positions, data.positions),
-                                       ("frames", frames, data.frames)) if need > have]
-    raise ValueError(f"row budget too small for {what}: the smallest document of {name} "
-                     f"{' and '.join(short)} or more.")
+    out["positions"] += int((unfit_N & ~many_N).sum())
+    excess_N = np.maximum(positions_N / data.positions, frames_N / data.frames)
+    sound_N, shown_N = chunk["audio"] > 0, chunk["images"] > 0
+    for what, mine_N in (("one recording", sound_N), ("one image", shown_N),
+                         ("one text", ~sound_N & ~shown_N)):
+      fit[what] = fit.get(what, False) or bool((mine_N & ~unfit_N).any())
+      if (mine_N & unfit_N).any():
+        i = int(np.where(mine_N & unfit_N, excess_N, np.inf).argmin())
+        found = (float(excess_N[i]), int(positions_N[i]), int(frames_N[i]))
+        best[what] = min(best.get(what, found), found)
+  for what, (_, positions, frames) in best.items():
+    if not fit[what]:
+      short = [f"needs {need} {field}, Data.{field} is {have}; raise Data.{field} to {need}"
+               for field, need, have in (("positions", positions, data.positions),
+                                         ("frames", frames, data.frames)) if need > have]
+      raise ValueError(f"row budget too small for {what}: the smallest such document of {name} "
+                       f"{' and '.join(short)} or more.")
   return out

@@ -4,6 +4,7 @@ For each modality the first few held-out documents in which the assistant writes
 the prompt is what comes before its turn. Greedy, so that samples of two steps compare.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 
 from omnijax import config as config_lib
 from omnijax import vocab as vocab_lib
-from omnijax.data import documents
+from omnijax.data import documents, plan
 from omnijax.data.records import Records
 from omnijax.generate import command, decode, parse
 from omnijax.generate.engine import Goal, To
@@ -23,6 +24,7 @@ EACH = 2  # samples of each modality
 _MOST = Setting(temperature=0.0)
 GREEDY = Sampling(text=_MOST, image=_MOST, first_codebook=_MOST, acoustic=_MOST)
 _LOOK = 2000  # documents looked through for them, spread over all
+_LONGEST = 512  # positions of a sample, its prompt included
 
 
 def write(run: config_lib.Run, vocab: vocab_lib.Vocab, tokenizers: Any, model: Omni, step: int,
@@ -39,7 +41,7 @@ def write(run: config_lib.Run, vocab: vocab_lib.Vocab, tokenizers: Any, model: O
   asked = [(name, i, prompt) for name, prompts in _prompts(run).items()
            for i, prompt in enumerate(prompts)]
   generator = decode.Generator(model, vocab, run.data, tokenizers, max_batch=max(len(asked), 1),
-                               max_positions=min(run.data.positions, 512))
+                               max_positions=min(run.data.positions, _LONGEST))
   render = lambda parts: documents.render(parts, documents.PLAIN, False, run.data, vocab)
   # All in one batch: another batch would compile once more.
   streams = generator.engine.write([render(prompt) for *_, prompt in asked],
@@ -66,13 +68,18 @@ def _prompts(run: config_lib.Run) -> dict[To, list[list[documents.Part]]]:
 
 
 def _documents(run: config_lib.Run) -> Iterator[list[documents.Part]]:
-  """Held-out documents where there are some, otherwise those of training, as rendered."""
+  """Held-out documents where there are some, otherwise those of training, as rendered.
+
+  Those that fit no row, or are longer than samples may be, are left out.
+  """
+  S = min(run.data.positions, _LONGEST)
+  room = dataclasses.replace(run.data, positions=S, frames=min(run.data.frames, S), depth_frames=0)
   for name in run.data.heldout or run.data.sources:
     records = Records(name)
     for i in np.linspace(0, len(records) - 1, min(len(records), _LOOK)).astype(int).tolist():
-      allows = documents.allowed(records.counts[i : i + 1])[0]
-      task = int(np.flatnonzero(allows)[-1])  # plain only where nothing else is possible
-      yield documents.arrange(records.read(i), task, False)
+      tasks = np.flatnonzero(plan.usable(records.counts[i : i + 1], room)[0])
+      if len(tasks):  # plain only where nothing else is possible
+        yield documents.arrange(records.read(i), int(tasks[-1]), False)
 
 
 def _describe(parts: list[documents.Part], text: Any) -> str:

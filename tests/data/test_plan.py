@@ -201,9 +201,14 @@ def test_what_fits_no_row_is_counted_and_left_out():
 
 def test_messages():
   picture = d.counts(np.array([(v.IMAGE, 0, 10, 10, 100, -1, 0, 0)], d.PART), np.array([0]))
-  with pytest.raises(ValueError, match="row budget too small for one image: the smallest document "
-                     "of pics needs 104 positions, Data.positions is 64; raise Data.positions"):
+  with pytest.raises(ValueError, match="row budget too small for one image: the smallest such "
+                     "document of pics needs 104 positions, Data.positions is 64; raise Data."):
     Plan([picture], config_data(), names=["pics"], seed=0)
+  text = d.counts(np.array([(v.TEXT, 0, 0, 0, 3, -1, 0, 0)], d.PART), np.array([0]))
+  with pytest.raises(ValueError, match="one image.*of both needs 104"):
+    Plan([np.concatenate([text, picture, text])], config_data(), names=["both"], seed=0)
+  assert Plan([np.concatenate([text, picture])], config_data(positions=104), names=["both"],
+              seed=0).unfit == [{"positions": 0, "frames": 0}]
   sound = d.counts(np.array([(v.AUDIO, 0, 0, 0, 30, -1, 0, 0)], d.PART), np.array([0]))
   with pytest.raises(ValueError, match="one recording.*needs 31 frames, Data.frames is 24"):
     Plan([sound], config_data(), names=["s"], seed=0)

@@ -1,8 +1,7 @@
 """Which documents a run's samples are made of."""
 
-import types
-
 import numpy as np
+import pytest
 import tiny
 
 from omnijax import vocab as vl
@@ -10,32 +9,34 @@ from omnijax.data import documents
 from omnijax.evals import samples
 
 
-def test_prompts_are_found_wherever_they_are(monkeypatch):
+@pytest.mark.parametrize("prompt", [3, 60])
+def test_prompts_are_found_wherever_they_are_and_leave_room(monkeypatch, prompt):
   """Pictures come last, far behind the first documents that are looked at."""
-  plain = tiny.parts(np.random.default_rng(0))[:1]
-  counts = documents.counts(np.zeros(1, documents.PART), np.array([0])).repeat(9000)
-  reads = []
+  table, reads = np.zeros(18_000, documents.PART), []
+  table["kind"][1::2] = np.repeat([vl.TEXT, vl.AUDIO, vl.IMAGE], [4000, 4500, 500])
+  table["role"] = np.tile([documents.USER, documents.ASSISTANT], 9000)
+  table["length"] = np.tile([prompt, 4], 9000)
+  counts = documents.counts(table, np.arange(0, 18_000, 2))
 
   def read(i):
     reads.append(i)
-    kind = vl.TEXT if i < 4000 else vl.AUDIO if i < 8500 else vl.IMAGE
-    return [documents.Part(vl.TEXT, documents.USER, np.array([i % 200])),
-            documents.Part(kind, documents.ASSISTANT, plain[0].codes)]
+    return [documents.Part(vl.TEXT, documents.USER, np.full(prompt, i % 200)),
+            documents.Part(int(table["kind"][2 * i + 1]), documents.ASSISTANT, np.zeros((2, 2)))]
 
   class Fake:
     def __init__(self, name):
-      self.name, self.counts, self.read = name, counts, read
+      self.counts, self.read = counts, read
 
     def __len__(self):
       return len(counts)
 
   monkeypatch.setattr(samples, "Records", Fake)
-  run = types.SimpleNamespace(data=types.SimpleNamespace(heldout=("a",), sources=("b",)))
-  found = samples._prompts(run)
+  found = samples._prompts(tiny.run())
+  each = samples.EACH if prompt < 50 else 0  # rows have 64 positions
   assert {name: len(prompts) for name, prompts in found.items()} == {
-    "text": samples.EACH, "image": samples.EACH, "audio": samples.EACH}
+    "text": each, "image": each, "audio": each}
   for prompts in found.values():
     for asked, turn in prompts:
-      assert asked.role == documents.USER and len(asked.codes) == 1
+      assert asked.role == documents.USER and len(asked.codes) == prompt
       assert turn.role == documents.ASSISTANT and len(turn.codes) == 0
   assert len(reads) <= 2000
