@@ -93,7 +93,7 @@ def test_listening_is_heard_but_not_scored(model):
   assert np.abs(codes[0, 1] - codes2[0, 1]).max() < 1e-6
 
 
-def test_attention_against_numpy():
+def test_attention_against_numpy(mesh):
   r = np.random.default_rng(0)
   q, k, v = (r.normal(size=(2, 6, n, 4)).astype(np.float32) for n in (4, 2, 2))
   segment = np.array([[1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 1, 1]], np.int32)
