@@ -1,7 +1,7 @@
 """Spoken and written digits in five languages, each modality to each, in minutes on a laptop.
 
 Purpose: the whole path on small real data; see experiments/digits/SOURCES.md for the data.
-Hardware: 2 CPU cores, 2 GB. Cost: 8 to 15 minutes, by the machine. Result: README.md, which says
+Hardware: 2 CPU cores, 2 GB. Cost: 5 to 13 minutes, by the machine. Result: README.md, which says
 of which commit.
 """
 

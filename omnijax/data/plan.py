@@ -285,7 +285,7 @@ def usable(counts_N: np.ndarray, data: config_lib.Data) -> np.ndarray:
 def _check_fit(counts: np.ndarray, data: config_lib.Data, name: str) -> dict[str, int]:
   """How many documents of a source fit no row, by reason; raises if none of a kind does."""
   out = {"positions": 0, "frames": 0}
-  fit: dict[str, bool] = {}
+  fit: set[str] = set()
   best: dict[str, tuple[float, int, int]] = {}
   for start in range(0, len(counts), _CHUNK):
     chunk = np.asarray(counts[start : start + _CHUNK])
@@ -298,13 +298,14 @@ def _check_fit(counts: np.ndarray, data: config_lib.Data, name: str) -> dict[str
     sound_N, shown_N = chunk["audio"] > 0, chunk["images"] > 0
     for what, mine_N in (("one recording", sound_N), ("one image", shown_N),
                          ("one text", ~sound_N & ~shown_N)):
-      fit[what] = fit.get(what, False) or bool((mine_N & ~unfit_N).any())
+      if (mine_N & ~unfit_N).any():
+        fit.add(what)
       if (mine_N & unfit_N).any():
         i = int(np.where(mine_N & unfit_N, excess_N, np.inf).argmin())
         found = (float(excess_N[i]), int(positions_N[i]), int(frames_N[i]))
         best[what] = min(best.get(what, found), found)
   for what, (_, positions, frames) in best.items():
-    if not fit[what]:
+    if what not in fit:
       short = [f"needs {need} {field}, Data.{field} is {have}; raise Data.{field} to {need}"
                for field, need, have in (("positions", positions, data.positions),
                                          ("frames", frames, data.frames)) if need > have]

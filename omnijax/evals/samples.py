@@ -17,12 +17,10 @@ from omnijax.data import documents, plan
 from omnijax.data.records import Records
 from omnijax.generate import command, decode, parse
 from omnijax.generate.engine import Goal, To
-from omnijax.generate.sample import Sampling, Setting
+from omnijax.generate.sample import GREEDY
 from omnijax.model.transformer import Omni
 
 EACH = 2  # samples of each modality
-_MOST = Setting(temperature=0.0)
-GREEDY = Sampling(text=_MOST, image=_MOST, first_codebook=_MOST, acoustic=_MOST)
 _LOOK = 2000  # documents looked through for them, spread over all
 _LONGEST = 512  # positions of a sample, its prompt included
 

@@ -37,8 +37,7 @@ def attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *,
                             out_sharding=jax.P(rows, None, heads, None, None))
   q_BKMH = lead(jnp.moveaxis(q_BTKGH, 1, 3), G * T, H)
   k_BKSH, v_BKSH = jnp.moveaxis(k_BSKH, 1, 2), jnp.moveaxis(v_BSKH, 1, 2)
-  s_BKMS = jnp.einsum("bkmh,bksh->bkms", q_BKMH, k_BKSH,
-                      preferred_element_type=jnp.float32)
+  s_BKMS = jnp.einsum("bkmh,bksh->bkms", q_BKMH, k_BKSH, preferred_element_type=jnp.float32)
   index_BT1 = (first_B[:, None] + jnp.arange(T)[None])[:, :, None]
   causal_BTS = jnp.arange(S)[None, None] <= index_BT1
   same_BTS = segment_BT[:, :, None] == key_segment_BS[:, None]
