@@ -48,9 +48,9 @@ def train(run: config_lib.Run, run_dir: Path) -> None:
     ValueError: the config, the data, the run directory and the devices don't fit together.
   """
   r = _resolve(run)
-  _open_directory(run, run_dir)
   mesh = sharding.make_mesh(run.mesh)
   sharding.check_divides(run, mesh)
+  _open_directory(run, run_dir)
   peak = metrics_lib.peak_flops()
   with jax.set_mesh(mesh):
     saved = checkpoint_lib.Checkpoints(run_dir / "checkpoints", r.identity, keep=run.train.keep)

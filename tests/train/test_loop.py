@@ -148,6 +148,15 @@ def test_rows_too_small_for_a_document(records, tmp_path):
   assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize(("mesh", "message"), [
+  (config.Mesh(data=16, fsdp=1), "16 devices"),
+  (config.Mesh(data=8, fsdp=1), "rows")])
+def test_a_run_that_does_not_fit_the_devices_writes_nothing(records, tmp_path, mesh, message):
+  with pytest.raises(ValueError, match=message):
+    loop.train(make_run(records, mesh=mesh), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
 def test_evaluation_reads_and_does_not_write(whole):
   before = sorted((p, p.stat().st_mtime_ns) for p in (whole / "checkpoints").rglob("*"))
   values = loop.evaluate(whole, batches=1)
