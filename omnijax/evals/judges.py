@@ -116,17 +116,22 @@ def speech_logits(params: Params, x_BFM: jax.Array) -> jax.Array:
   return flat @ params["out/w"] + params["out/bias"][None]
 
 
-def save(path: pathlib.Path, params: Params, labels: Sequence[str]) -> None:
-  """Writes a judge as one .npz: float16 weights and its labels."""
-  arrays: dict[str, Any] = {k: np.asarray(v, np.float16) for k, v in params.items()}
+def save(path: pathlib.Path, members: Sequence[Params], labels: Sequence[str]) -> None:
+  """Writes a judge as one .npz: float16 weights of its networks, and its labels."""
+  arrays: dict[str, Any] = {f"{i}/{k}": np.asarray(v, np.float16)
+                            for i, params in enumerate(members) for k, v in params.items()}
   np.savez(path, labels=np.array(json.dumps(list(labels))), **arrays)
 
 
-def _read(path: pathlib.Path) -> tuple[Params, list[str]]:
+def _read(path: pathlib.Path) -> tuple[tuple[Params, ...], list[str]]:
+  members: dict[str, Params] = {}
   with np.load(path) as file:
     labels = json.loads(str(file["labels"]))
-    params = {k: jnp.asarray(file[k], jnp.float32) for k in file.files if k != "labels"}
-  return params, labels
+    for name in file.files:
+      if name != "labels":
+        member, key = name.split("/", 1)
+        members.setdefault(member, {})[key] = jnp.asarray(file[name], jnp.float32)
+  return tuple(members.values()), labels
 
 
 def _logits(apply, params: Params, x: np.ndarray, batch: int = 64) -> np.ndarray:
@@ -165,41 +170,43 @@ class ImageJudge:
 class SpeechJudge:
   """Hears spoken digits and which language they are in."""
 
-  params: Params
+  members: tuple[Params, ...]  # networks that differ in their seeds
   labels: tuple[tuple[str, int], ...]
 
   def probabilities(self, waves: Sequence[np.ndarray]) -> np.ndarray:
-    """Probabilities [B, classes] of each (language, digit) in `labels`."""
+    """Probabilities [B, classes] of each (language, digit) in `labels`, the members' mean."""
     if not len(waves):
       return np.zeros((0, len(self.labels)), np.float32)
-    logits = _logits(_speech_logits, self.params, np.stack([log_mel(wave) for wave in waves]))
-    unscaled = np.exp(logits - logits.max(1, keepdims=True))
-    return unscaled / unscaled.sum(1, keepdims=True)
+    features = np.stack([log_mel(wave) for wave in waves])
+    logits = np.stack([_logits(_speech_logits, member, features) for member in self.members])
+    unscaled = np.exp(logits - logits.max(-1, keepdims=True))
+    return (unscaled / unscaled.sum(-1, keepdims=True)).mean(0)
 
   def predict(self, waves: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Languages [B] (str) and digits [B] of waves [T] float32 at 16 kHz.
 
-    Each is the most probable after summing over the other: "uno" is one in two languages.
+    The digit is the most probable one whatever the language ("uno" is one in two of them), the
+    language the most probable one of that digit.
     """
     p = self.probabilities(waves)
-    languages = sorted({language for language, _ in self.labels})
-    tongue = np.array([languages.index(language) for language, _ in self.labels])
+    languages = np.array([language for language, _ in self.labels])
     digit = np.array([d for _, d in self.labels])
-    by_language = p @ np.eye(len(languages))[tongue]
-    by_digit = p @ np.eye(10)[digit]
-    return np.array(languages)[by_language.argmax(1)], by_digit.argmax(1)
+    digits = (p @ np.eye(10)[digit]).argmax(1)
+    given = np.where(digit == digits[:, None], p, -1)
+    return languages[given.argmax(1)], digits
 
 
 def load_image(path: pathlib.Path) -> ImageJudge:
   """The picture judge saved at path."""
-  return ImageJudge(_read(path)[0])
+  (params,), _ = _read(path)
+  return ImageJudge(params)
 
 
 def load_speech(path: pathlib.Path) -> SpeechJudge:
   """The speech judge saved at path; its labels are "language digit"."""
-  params, labels = _read(path)
+  members, labels = _read(path)
   pairs = tuple((label.split()[0], int(label.split()[1])) for label in labels)
-  return SpeechJudge(params, pairs)
+  return SpeechJudge(members, pairs)
 
 
 def accuracy(got: Sequence, want: Sequence, groups: Sequence[str] | None = None) -> dict:
