@@ -41,8 +41,11 @@ class Model:
   rope_split: tuple[int, int, int] = (2, 1, 1)
   rope_theta: float = 10_000.0
   norm_eps: float = 1e-6
-  # none: keep all activations. dots: keep the outputs of matmuls. full: keep layer inputs.
-  remat: Literal["none", "dots", "full"] = "none"
+  # none: keep all activations. minimal: keep outputs of matmuls and attention. full: keep layer
+  # inputs.
+  remat: Literal["none", "minimal", "full"] = "none"
+  # Queries and keys that the attention kernel of a TPU holds at once.
+  attention_blocks: tuple[int, int] = (1024, 1024)
   # Layers compiled as one: saves copies of activations (a quarter of the gradient of the
   # quickstart's trunk on a CPU), costs time to compile.
   unroll: int = 1
@@ -74,9 +77,17 @@ class Tokenizers:
   audio: str = PACKAGED
   # The model reads and writes this many of the codec's codebooks, coarsest first.
   codebooks: int = 8
+  # What the tokenizers must have: pieces of text, codes of images, codes of a codebook of audio.
+  # A run that says it can be planned before they are trained; 0 takes them as they are.
+  text_size: int = 0
+  image_size: int = 0
+  audio_size: int = 0
 
   def __post_init__(self) -> None:
     _positive(self, "codebooks")
+    if min(self.text_size, self.image_size, self.audio_size) < 0:
+      raise ValueError(f"Tokenizers.text_size, image_size and audio_size are {self.text_size}, "
+                       f"{self.image_size} and {self.audio_size}; wanted 0 (any) or more.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,8 +166,10 @@ class Loss:
   first_codebook: float = 1.0
   acoustic: float = 1.0  # each further codebook
   z: float = 1e-5  # squared log-partition of the main logits (PaLM, Chameleon)
+  chunk: int = 2048  # positions of a device whose main logits exist together, in float32
 
   def __post_init__(self) -> None:
+    _positive(self, "chunk")
     for name, value in dataclasses.asdict(self).items():
       if value < 0:
         raise ValueError(f"Loss.{name} is {value}; it must be 0 or more.")
@@ -204,10 +217,6 @@ class Mesh:
     bad = {k: v for k, v in shape.items() if v < 1 and v != -1}
     if bad or sum(v == -1 for v in shape.values()) > 1:
       raise ValueError(f"Mesh is {shape}; axes must be 1 or more, and at most one -1.")
-    for axis in ("context", "expert"):
-      if shape[axis] != 1:
-        raise ValueError(f"Mesh.{axis} is {shape[axis]}; only 1 is supported so far; "
-                         "put these devices on data, fsdp or tensor.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

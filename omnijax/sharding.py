@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from omnijax import config as config_lib
@@ -19,10 +20,12 @@ AXES = ("data", "fsdp", "context", "expert", "tensor")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rules:
-  """Logical axis -> mesh axes. Parameters shard on `embed`, activations on `batch`."""
+  """Logical axis -> mesh axes. Parameters shard on `embed`, activations on `batch` and `seq`."""
 
-  batch: tuple[str, ...] = ("data", "fsdp")
-  seq: str | None = None
+  batch: tuple[str, ...] = ("data", "fsdp", "expert")
+  seq: str | None = "context"
+  # Positions of all rows, or frames, as one dim.
+  flat: tuple[str, ...] = ("data", "fsdp", "expert", "context")
   act_embed: str | None = None
   embed: str | None = "fsdp"
   heads: str | None = "tensor"
@@ -32,17 +35,46 @@ class Rules:
   layers: str | None = None
 
   def __call__(self, *axes: str | None) -> jax.P:
-    """The partition of a tensor whose dimensions carry these logical axes.
+    """The partition of a tensor whose dimensions carry these logical axes on the current mesh.
+
+    Mesh axes of size 1 divide nothing and are left out, so that a dim which nothing divides is
+    typed as that on every mesh.
 
     Raises:
       ValueError: two dimensions would live on the same mesh axis.
     """
-    spec = [None if a is None else getattr(self, a) for a in axes]
-    used = [m for s in spec if s for m in ((s,) if isinstance(s, str) else s)]
+    spec = [self.mesh_axes(a) for a in axes]
+    used = [m for s in spec for m in s]
     if len(set(used)) != len(used):
       raise ValueError(f"logical axes {axes} map to {spec}: a mesh axis is used twice; "
                        "change Rules so that they differ.")
-    return jax.P(*spec)
+    return jax.P(*(s[0] if len(s) == 1 else s or None for s in spec))
+
+  def mesh_axes(self, axis: str | None) -> tuple[str, ...]:
+    """The mesh axes of more than one device that a logical axis lives on."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return tuple(n for n in _names(getattr(self, axis) if axis else None) if sizes.get(n, 1) > 1)
+
+  def order(self, length: int) -> np.ndarray:
+    """How the positions of a row are laid out over devices: int32 [length], places in the row.
+
+    Each of c devices along `seq` takes runs i and 2c - 1 - i of 2c, an early and a late one, so
+    that causal attention is the same work for all ("zigzag", as in Llama 3).
+    """
+    sizes = jax.sharding.get_abstract_mesh().shape
+    ways = math.prod(sizes[n] for n in self.mesh_axes("seq"))
+    places = np.arange(length, dtype=np.int32)
+    if ways == 1:
+      return places
+    runs = places.reshape(2 * ways, -1)
+    return np.concatenate([runs[j] for i in range(ways) for j in (i, 2 * ways - 1 - i)])
+
+  def lay(self, x_BS: jax.Array) -> jax.Array:
+    """Positions of rows [B, S, ...] in the order of `order`, each on its device."""
+    if not self.mesh_axes("seq"):
+      return x_BS
+    laid = x_BS[:, self.order(x_BS.shape[1])]
+    return jax.reshard(laid, self("batch", "seq", *[None] * (x_BS.ndim - 2)))
 
 
 RULES = Rules()
@@ -64,18 +96,36 @@ def mesh_shape(mesh: config_lib.Mesh, devices: int) -> tuple[int, ...]:
   return filled
 
 
-def make_mesh(mesh: config_lib.Mesh) -> Mesh:
+def make_mesh(mesh: config_lib.Mesh, devices: list[Any] | None = None) -> Mesh:
   """An explicit mesh over all devices of all hosts (or just the first ones, see below).
 
   A mesh smaller than the host's devices takes the first ones, so that one process can compare
-  meshes; over several hosts every device must be used.
+  meshes; over several hosts every device must be used. Over several slices of a TPU, whose network
+  is slow, only `data` reaches from one to another.
+
+  Args:
+    mesh: sizes of the axes.
+    devices: other ones than jax's own, such as those of a topology to compile for.
+
+  Raises:
+    ValueError: the axes don't multiply to the devices, or `data` not to the slices.
   """
-  devices = jax.devices()
   shape = [getattr(mesh, axis) for axis in AXES]
-  if -1 not in shape and jax.process_count() == 1 and math.prod(shape) < len(devices):
-    devices = devices[: math.prod(shape)]
+  if devices is None:
+    devices = jax.devices()
+    if -1 not in shape and jax.process_count() == 1 and math.prod(shape) < len(devices):
+      devices = devices[: math.prod(shape)]
   sizes = mesh_shape(mesh, len(devices))
-  return jax.make_mesh(sizes, AXES, (AxisType.Explicit,) * len(AXES), devices=devices)
+  explicit = (AxisType.Explicit,) * len(AXES)
+  slices = len({getattr(d, "slice_index", None) for d in devices})
+  if slices == 1:
+    return Mesh(mesh_utils.create_device_mesh(sizes, devices), AXES, axis_types=explicit)
+  if sizes[0] % slices:
+    raise ValueError(f"mesh.data is {sizes[0]} and there are {slices} slices of devices; make "
+                     f"mesh.data a multiple of {slices}, since only data crosses slices.")
+  inner = (sizes[0] // slices, *sizes[1:])
+  grid = mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1, 1, 1), devices)
+  return Mesh(grid, AXES, axis_types=explicit)
 
 
 def check_divides(run: config_lib.Run, mesh: Mesh, rules: Rules = RULES) -> None:
@@ -84,23 +134,29 @@ def check_divides(run: config_lib.Run, mesh: Mesh, rules: Rules = RULES) -> None
   Raises:
     ValueError: the size, the axes, their product, and the nearest sizes that work.
   """
-  m = run.model
+  m, rows = run.model, run.data.rows // run.optim.accumulate
+  context = math.prod(mesh.shape[a] for a in _names(rules.seq))
   sizes = {
-    "data.rows / optim.accumulate": (run.data.rows // run.optim.accumulate, "batch"),
+    "data.rows / optim.accumulate": (rows, "batch"),
+    "data.positions / 2": (run.data.positions // 2 if context > 1 else context, "seq"),
+    "data.rows * data.frames": (rows * run.data.frames, "flat"),
     "model.dim": (m.dim, "embed"), "model.depth_dim": (m.depth_dim, "embed"),
     "model.heads": (m.heads, "heads"), "model.kv_heads": (m.kv_heads, "kv_heads"),
     "model.mlp": (m.mlp, "mlp"), "model.depth_mlp": (m.depth_mlp, "mlp"),
     "model.depth_heads": (m.depth_heads, "heads"),
   }
   for name, (size, axis) in sizes.items():
-    axes = getattr(rules, axis) or ()
-    axes = (axes,) if isinstance(axes, str) else axes
+    axes = _names(getattr(rules, axis))
     ways = math.prod(mesh.shape[a] for a in axes)
     if size % ways:
       low, high = size // ways * ways, -(-size // ways) * ways
       near = " or ".join(str(n) for n in (low, high) if n)
       raise ValueError(f"{name} is {size}, which mesh axes {axes} of product {ways} don't "
                        f"divide; use {near}, or change the mesh.")
+
+
+def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  return () if axes is None else (axes,) if isinstance(axes, str) else axes
 
 
 def place(batch: dict[str, np.ndarray], rules: Rules = RULES) -> dict[str, jax.Array]:

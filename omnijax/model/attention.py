@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from omnijax import config as config_lib
-from omnijax.kernels.attention import attention
+from omnijax.kernels import attention as kernels
 from omnijax.model import rope
 from omnijax.model.layers import dense, param, rms_norm, scale
 from omnijax.sharding import Rules
@@ -29,8 +31,9 @@ class Context(NamedTuple):
   cos_BT1P: jax.Array
   sin_BT1P: jax.Array
   segment_BT: jax.Array
-  key_segment_BS: jax.Array
-  first_B: jax.Array
+  order_T: np.ndarray | None  # of whole rows: see `Rules.order`
+  key_segment_BS: jax.Array | None  # with a cache
+  first_B: jax.Array | None  # with a cache
 
 
 class Attention(nnx.Module):
@@ -38,7 +41,7 @@ class Attention(nnx.Module):
 
   def __init__(self, cfg: config_lib.Model, rules: Rules, *, out_std: float, rngs: nnx.Rngs):
     D, N, K, H = cfg.dim, cfg.heads, cfg.kv_heads, cfg.head_dim
-    self.rules, self.eps = rules, cfg.norm_eps
+    self.rules, self.eps, self.blocks = rules, cfg.norm_eps, cfg.attention_blocks
     self.w_q_DNH = param(rngs, (D, N, H), ("embed", "heads", None), rules, std=D**-0.5)
     self.w_k_DKH = param(rngs, (D, K, H), ("embed", "kv_heads", None), rules, std=D**-0.5)
     self.w_v_DKH = param(rngs, (D, K, H), ("embed", "kv_heads", None), rules, std=D**-0.5)
@@ -55,14 +58,20 @@ class Attention(nnx.Module):
     k_BTKH = rms_norm(dense(x_BTD, self.w_k_DKH[...]), self.k_gain_H[...], self.eps)
     q_BTNH = rope.rotate(q_BTNH, ctx.cos_BT1P, ctx.sin_BT1P)
     k_BTKH = rope.rotate(k_BTKH, ctx.cos_BT1P, ctx.sin_BT1P)
-    if cache is not None:
+    if cache is None:
+      assert ctx.order_T is not None
+      q_BTNH, k_BTKH, v_BTKH = (checkpoint_name(x, name) for x, name in (
+        (q_BTNH, "query"), (k_BTKH, "key"), (v_BTKH, "value")))
+      o_BTNH = kernels.rows(q_BTNH, k_BTKH, v_BTKH, ctx.segment_BT, order_S=ctx.order_T,
+                            blocks=self.blocks)
+    else:
+      assert ctx.first_B is not None and ctx.key_segment_BS is not None
       cache = Cache(_write(cache.k_BSKH, k_BTKH, ctx.first_B),
                     _write(cache.v_BSKH, v_BTKH, ctx.first_B))
-      k_BTKH, v_BTKH = cache
-    o_BTNH = attention(q_BTNH, k_BTKH, v_BTKH, segment_BT=ctx.segment_BT,
-                       key_segment_BS=ctx.key_segment_BS, first_B=ctx.first_B)
-    out_BTD = dense(o_BTNH, self.w_o_NHD[...], inputs=2, out=self.rules("batch", "act_embed"))
-    return out_BTD, cache
+      o_BTNH = kernels.cached(q_BTNH, *cache, segment_BT=ctx.segment_BT,
+                              key_segment_BS=ctx.key_segment_BS, first_B=ctx.first_B)
+    out_BTD = dense(o_BTNH, self.w_o_NHD[...], inputs=2, out=self.rules("act_embed"))
+    return checkpoint_name(out_BTD, "attended"), cache
 
 
 def _write(cache_BSKH: jax.Array, new_BTKH: jax.Array, first_B: jax.Array) -> jax.Array:

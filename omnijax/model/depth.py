@@ -17,6 +17,7 @@ from flax import nnx
 from omnijax import config as config_lib
 from omnijax import vocab as vocab_lib
 from omnijax.kernels.attention import MASKED
+from omnijax.kernels.embedding import by_codebook
 from omnijax.model.layers import param, rms_norm, scale
 from omnijax.sharding import Rules
 
@@ -49,7 +50,7 @@ class DepthBlock(nnx.Module):
 
   def __call__(self, x_QLE: jax.Array) -> jax.Array:
     """All codebooks of each frame at once, codebook q seeing codebooks 0..q."""
-    act = self.rules(None, "batch", "act_embed")
+    act = jax.P(None, jax.typeof(x_QLE).sharding.spec[1], *self.rules("act_embed"))
     dtype, (Q, L, E) = x_QLE.dtype, x_QLE.shape
     N, H = self.w_q_QENH.shape[2:]
     h_QLE = rms_norm(x_QLE, self.attn_gain_QE[...][:, None], self.eps)
@@ -112,42 +113,36 @@ class Depth(nnx.Module):
     self.gain_QE = scale(E, rules, (None, None), (Q,))
     self.w_out_QEC = param(rngs, (Q, E, C), (None, "embed", "vocab"), rules, std=E**-0.5)
 
-  def __call__(self, hidden_BFD: jax.Array, main_BFD: jax.Array,
-               codes_BFQ: jax.Array) -> jax.Array:
+  def __call__(self, hidden_LD: jax.Array, main_LD: jax.Array, codes_LQ: jax.Array) -> jax.Array:
     """Logits of every code of every frame.
 
     Args:
-      hidden_BFD: normalised output of the trunk at the position before the frame.
-      main_BFD: embedding of the main token at the frame.
-      codes_BFQ: the codes; codebook q is predicted from codebooks before q only.
+      hidden_LD: normalised output of the trunk at the position before the frame.
+      main_LD: embedding of the main token at the frame.
+      codes_LQ: the codes; codebook q is predicted from codebooks before q only.
 
     Returns:
-      float32 [Q, B, F, C]: codebooks lead, since each has weights of its own.
+      float32 [Q, L, C]: codebooks lead, since each has weights of its own.
     """
-    B, F, Q = codes_BFQ.shape
-    x_QLE = self.conditions(hidden_BFD, main_BFD)
-    before_BFQ = jnp.pad(codes_BFQ[..., :-1], ((0, 0), (0, 0), (1, 0)),
-                         constant_values=self.no_code)
-    before_QL = before_BFQ.reshape(B * F, Q).T
-    table_QCE = jax.reshard(self.code_QCE[...], jax.P(None, None, None))
-    x_QLE += table_QCE.at[jnp.arange(Q)[:, None], before_QL].get(
-      out_sharding=self.rules(None, "batch", "act_embed")).astype(x_QLE.dtype)
+    x_QLE = self.conditions(hidden_LD, main_LD)
+    before_LQ = jnp.pad(codes_LQ[:, :-1], ((0, 0), (1, 0)), constant_values=self.no_code)
+    x_QLE += jnp.moveaxis(by_codebook(self.code_QCE[...], before_LQ, x_QLE.dtype), 1, 0)
     x_QLE, _ = jax.lax.scan(lambda x, block: (block(x), None), x_QLE, self.blocks)
     x_QLE = rms_norm(x_QLE, self.gain_QE[...][:, None], self.eps).astype(jnp.float32)
-    logits_QLC = _by_codebook(x_QLE, self.w_out_QEC[...])
-    act = jax.P(None, jax.typeof(hidden_BFD).sharding.spec[0], None,
-                jax.typeof(logits_QLC).sharding.spec[2])
-    return jax.lax.reshape(logits_QLC, (Q, B, F, logits_QLC.shape[-1]), out_sharding=act)
+    return _by_codebook(x_QLE, self.w_out_QEC[...])
 
-  def conditions(self, hidden_BFD: jax.Array, main_BFD: jax.Array) -> jax.Array:
-    """What the input [Q, B * F, E] of every codebook takes from the trunk and the main token."""
-    D = hidden_BFD.shape[-1]
-    dtype = hidden_BFD.dtype
-    x_QLE = jnp.einsum("ld,qde->qle", hidden_BFD.reshape(-1, D), self.w_in_QDE[...].astype(dtype),
-                       out_sharding=self.rules(None, "batch", "act_embed"))
-    main_LE = jnp.einsum("ld,de->le", main_BFD.reshape(-1, D), self.w_main_DE[...].astype(dtype),
-                         out_sharding=self.rules("batch", "act_embed"))
+  def conditions(self, hidden_LD: jax.Array, main_LD: jax.Array) -> jax.Array:
+    """What the input [Q, L, E] of every codebook takes from the trunk and the main token."""
+    dtype = hidden_LD.dtype
+    x_QLE = jnp.einsum("ld,qde->qle", hidden_LD, self.w_in_QDE[...].astype(dtype),
+                       out_sharding=self._like(hidden_LD, None))
+    main_LE = jnp.einsum("ld,de->le", main_LD, self.w_main_DE[...].astype(dtype),
+                         out_sharding=self._like(hidden_LD))
     return x_QLE + main_LE[None]
+
+  def _like(self, x_LD: jax.Array, *lead: None) -> jax.P:
+    """The partition of something with the frames of x, [lead..., L, E]."""
+    return jax.P(*lead, jax.typeof(x_LD).sharding.spec[0], *self.rules("act_embed"))
 
   def write(self, hidden_BD: jax.Array, main_BD: jax.Array,
             choose: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
@@ -161,7 +156,7 @@ class Depth(nnx.Module):
     Q, B = self.code_QCE.shape[0], hidden_BD.shape[0]
     layers, N, H = self.blocks.w_o_QNHE.shape[0], *self.blocks.w_o_QNHE.shape[2:4]
     dtype, act = hidden_BD.dtype, self.rules("batch", "act_embed")
-    given_QBE = self.conditions(hidden_BD[:, None], main_BD[:, None])
+    given_QBE = self.conditions(hidden_BD, main_BD)
     table_QCE = jax.reshard(self.code_QCE[...], jax.P(None, None, None))
     own = lambda w, q: jax.lax.dynamic_index_in_dim(w, q, 0, keepdims=False)
     empty = jnp.zeros((layers, B, Q, N, H), dtype,

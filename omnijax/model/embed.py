@@ -15,6 +15,8 @@ from flax import nnx
 
 from omnijax import config as config_lib
 from omnijax import vocab as vocab_lib
+from omnijax.kernels import frames
+from omnijax.kernels.embedding import by_codebook, lookup
 from omnijax.model.layers import dense, param
 from omnijax.sharding import Rules
 
@@ -42,44 +44,39 @@ class Embed(nnx.Module):
     """Embeddings [..., D] of main ids of any shape whose first dim is the batch."""
     alike_VD = jnp.einsum("va,ad->vd", jax.lax.stop_gradient(self.fixed_VA[...]),
                           self.image_AD[...])
-    table_VD = jax.reshard(self.main_VD[...] + alike_VD, self.rules("vocab", None))
-    return table_VD.at[main].get(out_sharding=self._like(main)).astype(self.dtype)
+    return lookup(self.main_VD[...] + alike_VD, main, self.dtype)
 
   def frames(self, codes_BFG: jax.Array) -> jax.Array:
     """Sum [B, F, D] of the embeddings of a frame's codes; "no code" contributes nothing."""
-    table_QCD = jax.reshard(self.code_QCD[...], jax.P(None, None, None))
-    Q = table_QCD.shape[0]
-    book_11Q = jnp.arange(Q)[None, None]
-    act = self.rules("batch", None, None, None)
+    Q = self.code_QCD.shape[0]
 
-    def rows(table: jax.Array, codes_BFQ: jax.Array) -> jax.Array:
-      each = table.at[book_11Q, codes_BFQ].get(out_sharding=act)
+    def rows(table_QCX: jax.Array, codes_BFQ: jax.Array) -> jax.Array:
+      each = by_codebook(table_QCX, codes_BFQ, self.dtype)
       return jnp.where((codes_BFQ != self.no_code)[..., None], each, 0.0)
 
-    speak_BFD = jnp.sum(rows(table_QCD, codes_BFG[..., :Q]), 2)
+    speak_BFD = jnp.sum(rows(self.code_QCD[...], codes_BFG[..., :Q]), 2)
     heard_BFQA = rows(jax.lax.stop_gradient(self.fixed_QCA[...]), codes_BFG[..., Q:])
     listen_BFD = dense(heard_BFQA, self.listen_QAD[...], inputs=2,
-                       out=self.rules("batch", "act_embed"))
+                       out=self.rules("act_embed"))
     return (speak_BFD + listen_BFD).astype(self.dtype)
 
-  def tagged(self, main_BS: jax.Array, modality_BS: jax.Array) -> jax.Array:
-    """Embeddings [B, S, D] of main tokens and their modality tags, without frames."""
+  def tags(self, modality_BS: jax.Array) -> jax.Array:
+    """Embeddings [B, S, D] of the modality of each position."""
     tag_MD = jax.reshard(self.tag_MD[...], jax.P(None, None))
-    tag_BSD = tag_MD.at[modality_BS.astype(jnp.int32)].get(out_sharding=self._like(modality_BS))
-    return self.tokens(main_BS) + tag_BSD.astype(self.dtype)
+    like = jax.P(*jax.typeof(modality_BS).sharding.spec, *self.rules("act_embed"))
+    return tag_MD.at[modality_BS.astype(jnp.int32)].get(out_sharding=like).astype(self.dtype)
 
-  def __call__(self, batch: dict[str, jax.Array]) -> jax.Array:
-    """Input [B, S, D] of a packed batch; frames are scattered to their positions."""
-    x_BSD = self.tagged(batch["main"], batch["modality"])
-    return jax.vmap(lambda x, at, frame: x.at[at].add(frame, mode="drop"))(
-      x_BSD, batch["frame_at"], self.frames(batch["frames"]))
+  def __call__(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Input [B, S, D] of a packed batch, and its main tokens alone, laid out by `Rules.order`."""
+    tokens_BSD = self.tokens(self.rules.lay(batch["main"]))
+    x_BSD = tokens_BSD + self.tags(self.rules.lay(batch["modality"]))
+    order_S = self.rules.order(x_BSD.shape[1])
+    heard_BFD = self.frames(batch["frames"])
+    return frames.scatter_add(x_BSD, batch["frame_at"], heard_BFD, order_S=order_S), tokens_BSD
 
   def at_once(self, main_BT: jax.Array, modality_BT: jax.Array, frames_BTG: jax.Array
               ) -> jax.Array:
     """Input [B, T, D] of steps of generation, every position with a frame, often of no codes."""
-    x_BTD = self.tagged(main_BT, modality_BT)
+    x_BTD = self.tokens(main_BT) + self.tags(modality_BT)
     sound = jnp.any(modality_BT == vocab_lib.AUDIO)
     return jax.lax.cond(sound, lambda: x_BTD + self.frames(frames_BTG), lambda: x_BTD)
-
-  def _like(self, ids: jax.Array) -> jax.P:
-    return self.rules("batch", *[None] * (ids.ndim - 1), "act_embed")

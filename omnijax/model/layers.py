@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from omnijax.sharding import Rules
 
@@ -50,24 +51,32 @@ def unflatten(y: jax.Array, like: jax.Array) -> jax.Array:
 def dense(x: jax.Array, w: jax.Array, *, inputs: int = 1, out: jax.P | None = None) -> jax.Array:
   """Contracts the last `inputs` dims of x with the first of w, in the type of x.
 
-  Works on two plain matrices: with a batch and a sequence dim of its own, the gradient of a
-  weight makes XLA's CPU backend transpose whole activations, which doubles a layer's time.
+  Works on two plain matrices where it can: with a batch and a sequence dim of its own, the
+  gradient of a weight makes XLA's CPU backend transpose whole activations, which doubles a layer's
+  time.
 
   Args:
-    x: [B, S, inputs...].
+    x: [B, S, inputs...]; S may be sharded.
     w: [inputs..., outputs...].
-    out: partition of the output as a matrix [B * S, outputs]; needed where the inputs are
-      sharded, since a sum over them could end up in several places.
+    out: partition of the outputs as one dim; needed where the inputs are sharded, since a sum over
+      them could end up in several places.
 
   Returns:
     [B, S, outputs...].
   """
   outputs = w.shape[inputs:]
   size = math.prod(w.shape[:inputs])
+  batch, seq, *_ = jax.typeof(x).sharding.spec
   # One group of dims at a time: the type of a sharded array follows no other reshape.
-  x_MI = x.reshape(-1, *w.shape[:inputs]).reshape(-1, size)
   w_IO = w.reshape(size, *outputs).reshape(size, -1).astype(x.dtype)
-  y_MO = jnp.einsum("mi,io->mo", x_MI, w_IO, out_sharding=out)
+  if seq:
+    x_BSI = x.reshape(*x.shape[:2], size)
+    y_BSO = jnp.einsum("bsi,io->bso", x_BSI, w_IO,
+                       out_sharding=None if out is None else jax.P(batch, seq, *out))
+    return y_BSO.reshape(*x.shape[:2], *outputs)
+  x_MI = x.reshape(-1, *w.shape[:inputs]).reshape(-1, size)
+  y_MO = jnp.einsum("mi,io->mo", x_MI, w_IO,
+                    out_sharding=None if out is None else jax.P(batch, *out))
   return unflatten(y_MO.reshape(-1, *outputs), x)
 
 
@@ -82,6 +91,6 @@ class Mlp(nnx.Module):
     self.w_down_FD = param(rngs, (mlp, dim), ("mlp", "embed"), rules, std=out_std * mlp**-0.5)
 
   def __call__(self, x_BSD: jax.Array) -> jax.Array:
-    gate_BSF, up_BSF = dense(x_BSD, self.w_gate_DF[...]), dense(x_BSD, self.w_up_DF[...])
-    return dense(jax.nn.silu(gate_BSF) * up_BSF, self.w_down_FD[...],
-                 out=self.rules("batch", "act_embed"))
+    gate_BSF = checkpoint_name(dense(x_BSD, self.w_gate_DF[...]), "gate")
+    up_BSF = checkpoint_name(dense(x_BSD, self.w_up_DF[...]), "up")
+    return dense(jax.nn.silu(gate_BSF) * up_BSF, self.w_down_FD[...], out=self.rules("act_embed"))

@@ -13,6 +13,8 @@ from flax import nnx
 
 from omnijax import config as config_lib
 from omnijax import vocab as vocab_lib
+from omnijax.kernels import attention as kernels
+from omnijax.kernels import frames
 from omnijax.model import rope
 from omnijax.model.attention import Attention, Cache, Context
 from omnijax.model.depth import Depth
@@ -20,9 +22,11 @@ from omnijax.model.embed import Embed
 from omnijax.model.layers import Mlp, param, rms_norm, scale, unflatten
 from omnijax.sharding import Rules
 
+_KEEP = jax.checkpoint_policies
 _REMAT = {
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  "full": jax.checkpoint_policies.nothing_saveable,
+  "minimal": _KEEP.save_from_both_policies(_KEEP.dots_with_no_batch_dims_saveable,
+                                           _KEEP.save_only_these_names(kernels.SAVED)),
+  "full": _KEEP.nothing_saveable,
 }
 
 
@@ -74,10 +78,8 @@ class Omni(nnx.Module):
     """
     cfg = self.cfg
     cos, sin = rope.angles(position_BT3, cfg.head_dim, cfg.rope_theta, cfg.rope_split)
-    if cache is None:
-      key_segment_BS, first_B = segment_BT, jnp.zeros_like(segment_BT[:, 0])
-    assert key_segment_BS is not None and first_B is not None, "a cache needs both"
-    ctx = Context(cos, sin, segment_BT, key_segment_BS, first_B)
+    order_T = self.rules.order(x_BTD.shape[1]) if cache is None else None
+    ctx = Context(cos, sin, segment_BT, order_T, key_segment_BS, first_B)
 
     def body(x_BTD, layer):
       block, layer_cache = layer
@@ -88,28 +90,47 @@ class Omni(nnx.Module):
     x_BTD, cache = jax.lax.scan(body, x_BTD, (self.blocks, cache), unroll=cfg.unroll)
     return rms_norm(x_BTD, self.gain_D[...], cfg.norm_eps), cache
 
+  def hidden(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Normalised hidden states [B, S, D] of a packed batch, and embeddings of its main tokens.
+
+    Both are laid out by `Rules.order`.
+    """
+    lay = self.rules.lay
+    x_BSD, tokens_BSD = self.embed(batch)
+    return self.trunk(x_BSD, lay(batch["position"]), lay(batch["segment"]))[0], tokens_BSD
+
+  def head(self) -> jax.Array:
+    """The matrix [D, V], float32, whose product with a hidden state is the main logits."""
+    fixed_VA = jax.lax.stop_gradient(self.embed.fixed_VA[...])
+    return self.head_DV[...] + jnp.einsum("ad,va->dv", self.image_AD[...], fixed_VA)
+
   def logits(self, hidden_BTD: jax.Array) -> jax.Array:
     """Main logits, float32 [B, T, V]: row t scores the main token at t + 1."""
-    fixed_VA = jax.lax.stop_gradient(self.embed.fixed_VA[...])
-    alike_DV = jnp.einsum("ad,va->dv", self.image_AD[...], fixed_VA)
-    w_DV = (self.head_DV[...] + alike_DV).astype(hidden_BTD.dtype)
     hidden_LD = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
-    logits_LV = jnp.einsum("ld,dv->lv", hidden_LD, w_DV, preferred_element_type=jnp.float32)
+    logits_LV = jnp.einsum("ld,dv->lv", hidden_LD, self.head().astype(hidden_LD.dtype),
+                           preferred_element_type=jnp.float32)
     return unflatten(logits_LV, hidden_BTD)
 
-  def frame_logits(self, hidden_BSD: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
-    """Logits of the speak codes of a packed batch's first P frames, float32 [Q, B, P, C]."""
-    P = batch["frame_weight"].shape[1]
+  def frame_logits(self, hidden_BSD: jax.Array, tokens_BSD: jax.Array,
+                   batch: dict[str, jax.Array]) -> jax.Array:
+    """Logits of the speak codes of a packed batch's first P frames, float32 [Q, B * P, C].
+
+    Args:
+      hidden_BSD, tokens_BSD: what `hidden` gives.
+      batch: the packed batch.
+    """
+    P, Q = batch["frame_weight"].shape[1:]
     at_BP = batch["frame_at"][:, :P]
-    pick = jax.vmap(lambda x, at: x.at[at].get(mode="clip"))
-    hidden_BPD = pick(hidden_BSD, jnp.maximum(at_BP - 1, 0))
-    main_BPD = self.embed.tokens(pick(batch["main"], at_BP))
-    return self.depth(hidden_BPD, main_BPD, batch["frames"][:, :P, : self.vocab.codebooks])
+    order_S = self.rules.order(hidden_BSD.shape[1])
+    hidden_LD = frames.gather(hidden_BSD, jnp.maximum(at_BP - 1, 0), order_S=order_S)
+    main_LD = frames.gather(tokens_BSD, at_BP, order_S=order_S)
+    codes_LQ = jax.reshard(batch["frames"][:, :P, :Q].reshape(-1, Q), self.rules("flat", None))
+    return self.depth(hidden_LD, main_LD, codes_LQ)
 
   def __call__(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Main logits [B, S, V] and frame logits [Q, B, P, C] of a packed batch, float32."""
-    hidden_BSD, _ = self.trunk(self.embed(batch), batch["position"], batch["segment"])
-    return self.logits(hidden_BSD), self.frame_logits(hidden_BSD, batch)
+    """Main logits [B, S, V] and frame logits [Q, B * P, C] of a packed batch, float32."""
+    hidden_BSD, tokens_BSD = self.hidden(batch)
+    return self.logits(hidden_BSD), self.frame_logits(hidden_BSD, tokens_BSD, batch)
 
 
 def init(cfg: config_lib.Model, vocab: vocab_lib.Vocab, rules: Rules, key: jax.Array,

@@ -44,19 +44,40 @@ def directory(kind: str, given: str | Path) -> Path:
   return path
 
 
-def vocab_of(tokenizers: Tokenizers, codebooks: int) -> vocab_lib.Vocab:
-  """The id space of a model that uses the first `codebooks` codebooks of the codec.
+def vocab_of(tokenizers: Tokenizers, cfg: config_lib.Tokenizers) -> vocab_lib.Vocab:
+  """The id space of a model that uses the first `cfg.codebooks` codebooks of the codec.
 
   Raises:
-    ValueError: the codec has fewer.
+    ValueError: the codec has fewer, or a tokenizer another size than the run says.
   """
-  if codebooks > tokenizers.audio.codebooks:
-    raise ValueError(f"tokenizers.codebooks is {codebooks}, but the audio tokenizer has "
+  if cfg.codebooks > tokenizers.audio.codebooks:
+    raise ValueError(f"tokenizers.codebooks is {cfg.codebooks}, but the audio tokenizer has "
                      f"{tokenizers.audio.codebooks}; use at most that many.")
-  return vocab_lib.Vocab(text=tokenizers.text.size, image=tokenizers.image.codes,
-                         audio=tokenizers.audio.codes, codebooks=codebooks,
+  sizes = {"text": tokenizers.text.size, "image": tokenizers.image.codes,
+           "audio": tokenizers.audio.codes}
+  for kind, size in sizes.items():
+    said = getattr(cfg, f"{kind}_size")
+    if said not in (0, size):
+      raise ValueError(f"tokenizers.{kind}_size is {said}, but the {kind} tokenizer has {size}; "
+                       f"train one of that size, or set tokenizers.{kind}_size to 0.")
+  return vocab_lib.Vocab(**sizes, codebooks=cfg.codebooks,
                          image_dim=tokenizers.image.vectors().shape[-1],
                          code_dim=tokenizers.audio.vectors(1).shape[-1])
+
+
+def planned_vocab(cfg: config_lib.Tokenizers) -> vocab_lib.Vocab:
+  """The id space of a run whose tokenizers may not exist yet: from the sizes it says, or theirs.
+
+  Raises:
+    ValueError: it says some sizes only, or none and there are no tokenizers.
+  """
+  sizes = {kind: getattr(cfg, f"{kind}_size") for kind in Tokenizers._fields}
+  if not any(sizes.values()):
+    return vocab_of(load_all(cfg), cfg)
+  if not all(sizes.values()):
+    raise ValueError(f"tokenizers.text_size, image_size and audio_size are {sizes}; give all three "
+                     "or none.")
+  return vocab_lib.Vocab(**sizes, codebooks=cfg.codebooks)
 
 
 def vectors_of(tokenizers: Tokenizers, vocab: vocab_lib.Vocab) -> vocab_lib.Vectors:

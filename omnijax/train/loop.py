@@ -137,7 +137,7 @@ def evaluate(run_dir: Path, *, data: Path | None = None, batches: int | None = N
 
 def _resolve(run: config_lib.Run) -> _Resolved:
   tokenizers = tokenizers_lib.load_all(run.tokenizers)
-  vocab = tokenizers_lib.vocab_of(tokenizers, run.tokenizers.codebooks)
+  vocab = tokenizers_lib.vocab_of(tokenizers, run.tokenizers)
   prints = {k: t.fingerprint for k, t in tokenizers._asdict().items()}
   loader = loader_lib.Loader(run.data, vocab, seed=run.train.seed, tokenizers=prints,
                              process_index=jax.process_index(),

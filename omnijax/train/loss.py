@@ -1,6 +1,7 @@
 """The loss: a sum over weighted targets of every modality, divided once by the global weight.
 
 B batch  S positions  V vocabulary  P frames with targets  Q codebooks  C codes
+L = B * P
 """
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 
 from omnijax import config as config_lib
 from omnijax import vocab as vocab_lib
+from omnijax.kernels.cross_entropy import cross_entropy
 from omnijax.model.transformer import Omni
 
 Batch = dict[str, jax.Array]
@@ -46,41 +48,42 @@ def part_weights(cfg: config_lib.Loss, codebooks: int) -> dict[str, jax.Array]:
           "monologue_pad": jnp.float32(cfg.text * cfg.monologue_pad), "audio": audio_Q}
 
 
-def nll(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Negative log-likelihood and log-partition, shaped as labels.
+def nll(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Negative log-likelihood, shaped as labels.
 
   Compares with an iota instead of gathering: a gather over a sharded vocabulary is ambiguous.
   """
-  log_z = jax.nn.logsumexp(logits, -1)
   iota = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
   hit = labels[..., None] == iota
-  return log_z - jnp.sum(jnp.where(hit, logits, 0.0), -1), log_z
+  return jax.nn.logsumexp(logits, -1) - jnp.sum(jnp.where(hit, logits, 0.0), -1)
 
 
-def numerators(model: Omni, batch: Batch) -> dict[str, jax.Array]:
-  """Weighted sums of nats of each part, in the shapes of `denominators`; `z` is log Z squared."""
-  main_logits_BSV, frame_logits_QBPC = model(batch)
-  t = targets(batch)
-  nll_BS, log_z_BS = nll(main_logits_BSV, t["main"])
-  Q, _, P, _ = frame_logits_QBPC.shape
-  codes_QBP = jnp.moveaxis(batch["frames"][:, :P, :Q], 2, 0)
-  frame_nll_QBP, _ = nll(frame_logits_QBPC, codes_QBP)
-  every_BS = t["text"] + t["monologue_pad"] + t["image"]
-  out = {k: jnp.sum(nll_BS * t[k]) for k in ("text", "monologue_pad", "image")}
-  out["audio"] = jnp.sum(frame_nll_QBP * jnp.moveaxis(t["frames"], 2, 0), (1, 2))
-  out["z"] = jnp.sum(log_z_BS**2 * every_BS)
-  return out
-
-
-def total(sums: dict[str, jax.Array], dens: dict[str, jax.Array], cfg: config_lib.Loss
-          ) -> jax.Array:
-  """The scalar to minimise: weighted nats per weighted target of the whole global batch.
+def loss(model: Omni, batch: Batch, dens: dict[str, jax.Array], cfg: config_lib.Loss
+         ) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """The scalar to minimise, weighted nats per weighted target, and its parts.
 
   Args:
-    sums: `numerators` of this micro-batch.
-    dens: `denominators` of the whole batch, so that micro-batches add up exactly.
+    model: under the current mesh.
+    batch: a micro-batch.
+    dens: `denominators` of the whole global batch, so that micro-batches add up exactly.
+    cfg: weights of the parts.
+
+  Returns:
+    float32 [], and the weighted sums of nats of each part in the shapes of `denominators`.
   """
-  w = part_weights(cfg, dens["audio"].shape[0])
-  weight = sum(jnp.sum(w[k] * dens[k]) for k in w)
-  nats = sum(jnp.sum(w[k] * sums[k]) for k in w)
-  return (nats + cfg.z * sums["z"]) / jnp.maximum(weight, 1.0)
+  t, w = targets(batch), part_weights(cfg, dens["audio"].shape[0])
+  scale = 1 / jnp.maximum(sum(jnp.sum(w[k] * dens[k]) for k in w), 1.0)
+  parts = ("text", "monologue_pad", "image")
+  hidden_BSD, tokens_BSD = model.hidden(batch)
+  # Laid out over devices as the hidden states are.
+  at_BS = {k: model.rules.lay(t[k]) for k in ("main", *parts)}
+  main = cross_entropy(hidden_BSD, model.head(), at_BS["main"],
+                       scale * sum(w[k] * at_BS[k] for k in parts),
+                       scale * cfg.z * sum(at_BS[k] for k in parts), chunk=cfg.chunk)
+  frame_logits_QLC = model.frame_logits(hidden_BSD, tokens_BSD, batch)
+  P, Q = t["frames"].shape[1:]
+  spread = lambda x_BPQ: jax.reshard(x_BPQ.reshape(-1, Q).T, model.rules(None, "flat"))
+  frame_nll_QL = nll(frame_logits_QLC, spread(batch["frames"][:, :P, :Q]))
+  sums = {k: jnp.sum(main.nll_BS * at_BS[k]) for k in parts}
+  sums["audio"] = jnp.sum(frame_nll_QL * spread(t["frames"]), 1)
+  return main.total + scale * jnp.sum(w["audio"] * sums["audio"]), sums

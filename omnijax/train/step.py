@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from omnijax import config as config_lib
+from omnijax.kernels import compiler
 from omnijax.model.transformer import Omni
 from omnijax.train import loss as loss_lib
 from omnijax.train import optim
@@ -20,9 +21,11 @@ Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
-def make_train_step(run: config_lib.Run) -> Callable[[TrainState, Batch],
-                                                     tuple[TrainState, Metrics]]:
-  """The jitted step; it donates the state, whose arrays are gone afterwards."""
+def make_train_step(run: config_lib.Run) -> jax.stages.Wrapped:
+  """The jitted (state, batch) -> (state, metrics) on the current mesh.
+
+  It donates the state, whose arrays are gone afterwards.
+  """
   tx = optim.make(run.optim, run.train.steps)
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -34,7 +37,8 @@ def make_train_step(run: config_lib.Run) -> Callable[[TrainState, Batch],
                "grad_norm": optax.tree.norm(grads)}
     return TrainState(state.step + 1, model, opt_state), metrics
 
-  return jax.jit(train_step, donate_argnums=0)
+  kind = jax.sharding.get_mesh().devices.flat[0].device_kind
+  return jax.jit(train_step, donate_argnums=0, compiler_options=compiler.options(kind))
 
 
 def _gradients(model: Omni, batch: Batch, dens: Metrics, run: config_lib.Run):
@@ -44,8 +48,7 @@ def _gradients(model: Omni, batch: Batch, dens: Metrics, run: config_lib.Run):
   not depend on how many there are.
   """
   def loss_fn(model: Omni, part: Batch) -> tuple[jax.Array, Metrics]:
-    sums = loss_lib.numerators(model, part)
-    return loss_lib.total(sums, dens, run.loss), sums
+    return loss_lib.loss(model, part, dens, run.loss)
 
   grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
   parts = run.optim.accumulate
@@ -69,10 +72,9 @@ def _gradients(model: Omni, batch: Batch, dens: Metrics, run: config_lib.Run):
 
 def make_eval_step(run: config_lib.Run) -> Callable[[TrainState, Batch], Metrics]:
   """Sums and denominators of a held-out batch under the averaged weights, if there are any."""
-  del run
-
   def eval_step(state: TrainState, batch: Batch) -> Metrics:
     model = optim.averaged(state.model, state.opt_state)
-    return {"sums": loss_lib.numerators(model, batch), "dens": loss_lib.denominators(batch)}
+    dens = loss_lib.denominators(batch)
+    return {"sums": loss_lib.loss(model, batch, dens, run.loss)[1], "dens": dens}
 
   return jax.jit(eval_step)

@@ -30,7 +30,7 @@ class Case:
 
   @functools.cached_property
   def vocab(self):
-    return load.vocab_of(self.tokenizers, self.run.tokenizers.codebooks)
+    return load.vocab_of(self.tokenizers, self.run.tokenizers)
 
   def on(self, shape):
     axes = dict(zip(sharding.AXES, shape, strict=True))

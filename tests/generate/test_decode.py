@@ -99,8 +99,8 @@ def check_greedy(model: Omni, before: documents.Streams, goal: Goal, after: docu
   n, end = len(before.main) - 1, len(before.main) - 1 + len(after.main)
   batch = joined(before, after)
   with jax.set_mesh(model.head_DV[...].sharding.mesh):
-    main_1SV, frame_Q1FC = WHOLE(model, sharding.place(padded(batch, 256, 128)))
-  main_SV, frame_QFC = np.asarray(main_1SV[0]), np.asarray(frame_Q1FC[:, 0])
+    main_1SV, frame_QFC = WHOLE(model, sharding.place(padded(batch, 256, 128)))
+  main_SV, frame_QFC = np.asarray(main_1SV[0]), np.asarray(frame_QFC)
   probe = object.__new__(Engine)
   probe.layout = layout
   turn = probe._turn([before], [goal], [limit], 1, 1, 0)
@@ -174,12 +174,11 @@ def test_writing_a_frame_code_by_code_gives_the_logits_of_all_at_once(model):
 
   with jax.set_mesh(model.head_DV[...].sharding.mesh):
     got_BQ = jax.jit(lambda m, h, x: m.depth.write(h, x, choose))(model, hidden_BD, main_BD)
-    want = jax.jit(lambda m, *x: m.depth(*x))(model, hidden_BD[:, None], main_BD[:, None],
-                                              jnp.asarray(codes_BQ)[:, None])
+    want = jax.jit(lambda m, *x: m.depth(*x))(model, hidden_BD, main_BD, jnp.asarray(codes_BQ))
   jax.effects_barrier()
   assert got_BQ.tolist() == codes_BQ.tolist() and sorted(seen) == list(range(Q))
   for q in range(Q):
-    np.testing.assert_allclose(seen[q], want[q, :, 0], atol=1e-4)
+    np.testing.assert_allclose(seen[q], want[q], atol=1e-4)
   assert np.abs(seen[0] - seen[1]).max() > 1e-2
 
 

@@ -178,7 +178,7 @@ def test_model_flops_against_a_count_by_hand():
 
 def test_hosts_and_workers_see_the_same_batches(records):
   run = make_run(records)
-  vocab = tokenizers_lib.vocab_of(tokenizers_lib.load_all(run.tokenizers), 3)
+  vocab = tokenizers_lib.vocab_of(tokenizers_lib.load_all(run.tokenizers), run.tokenizers)
   one = loader.Loader(run.data, vocab, seed=0).batch_at(5)
   two = [loader.Loader(run.data, vocab, seed=0, process_index=i, process_count=2).batch_at(5)
          for i in range(2)]

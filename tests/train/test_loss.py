@@ -41,14 +41,17 @@ def test_loss_is_the_weighted_sum_over_targets(mesh):
       for q in range(3):
         w = batch["frame_weight"][b, f, q] * (3.0 if q == 0 else 0.2)
         if w:
-          nats -= w * log_softmax(frames[q, b, f])[batch["frames"][b, f, q]]
+          nats -= w * log_softmax(frames[q, b * tiny.DATA.frames + f])[batch["frames"][b, f, q]]
           weight += w
           seen.add(("codebook", q))
         assert at < tiny.DATA.positions or w == 0
   assert len(seen) == 7  # text, image, monologue word and pad, three codebooks
   placed = sharding.place(batch)
-  sums, dens = loss_lib.numerators(model, placed), loss_lib.denominators(placed)
-  np.testing.assert_allclose(loss_lib.total(sums, dens, cfg), nats / weight, rtol=1e-5)
+  loss, sums = jax.jit(lambda m: loss_lib.loss(m, placed, loss_lib.denominators(placed), cfg))(
+    model)
+  np.testing.assert_allclose(loss, nats / weight, rtol=1e-5)
+  w = loss_lib.part_weights(cfg, 3)
+  np.testing.assert_allclose(sum(np.sum(w[k] * sums[k]) for k in w), nats, rtol=1e-5)
 
 
 def test_frames_without_targets_need_no_depth_transformer(mesh):
@@ -61,8 +64,8 @@ def test_frames_without_targets_need_no_depth_transformer(mesh):
   first = {k: np.take_along_axis(batch[k], order_BF.reshape(order_BF.shape + (1,) * extra), 1)
            for k, extra in (("frame_at", 0), ("frames", 1), ("frame_weight", 1))}
   few = batch | first | {"frame_weight": first["frame_weight"][:, :P]}
-  both = [jax.jit(lambda m, b: (loss_lib.numerators(m, b), loss_lib.denominators(b)))(
-    model, sharding.place(b)) for b in (batch, few)]
+  whole = lambda m, b: loss_lib.loss(m, b, loss_lib.denominators(b), config.Loss())
+  both = [jax.jit(whole)(model, sharding.place(b)) for b in (batch, few)]
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), *both)
 
 
@@ -70,9 +73,11 @@ def test_z_loss_is_the_squared_log_partition(mesh):
   model = Omni(tiny.MODEL, tiny.VOCAB, sharding.RULES, rngs=nnx.Rngs(0))
   batch = tiny.batch(4, rows=2)
   placed = sharding.place(batch)
-  sums, dens = loss_lib.numerators(model, placed), loss_lib.denominators(placed)
-  plain, with_z = (float(loss_lib.total(sums, dens, config.Loss(z=z))) for z in (0.0, 0.1))
-  logits = np.asarray(model(placed)[0], np.float64)
+  dens = loss_lib.denominators(placed)
+  score = jax.jit(lambda m, z: loss_lib.loss(m, placed, dens, config.Loss(z=z))[0],
+                  static_argnums=1)
+  plain, with_z = (float(score(model, z)) for z in (0.0, 0.1))
+  logits = np.asarray(jax.jit(lambda m: m(placed)[0])(model), np.float64)
   t = loss_lib.targets(placed)
   every = np.asarray(t["text"] + t["monologue_pad"] + t["image"])
   log_z = np.log(np.exp(logits).sum(-1))

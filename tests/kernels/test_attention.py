@@ -1,0 +1,65 @@
+"""Attention of rows laid out over devices, in plain operations and by the TPU's kernel."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from omnijax.kernels import attention
+from omnijax.sharding import AXES, RULES
+
+B, S, N, K, H = 2, 512, 4, 2, 16
+
+
+def inputs():
+  r = np.random.default_rng(0)
+  q, k, v = (r.normal(size=(B, S, n, H)).astype(np.float32) for n in (N, K, K))
+  segment = np.cumsum(r.random((B, S)) < 0.02, 1).astype(np.int32) + 1
+  segment[:, -37:] = 0
+  return q, k, v, segment
+
+
+def plain(q, k, v, segment):
+  s = jnp.einsum("btkgh,bskh->bkgts", q.reshape(B, S, K, N // K, H), k) * H**-0.5
+  keep = (segment[:, :, None] == segment[:, None]) & np.tril(np.ones((S, S), bool))[None]
+  p = jax.nn.softmax(jnp.where(keep[:, None, None], s, -1e30), -1)
+  return jnp.einsum("bkgts,bskh->btkgh", p, v).reshape(B, S, N, H)
+
+
+def score(f):
+  """Output where it means something, and the gradients of a function of it."""
+  def total(q, k, v, segment):
+    out = jnp.where((segment > 0)[..., None, None], f(q, k, v, segment), 0)
+    return jnp.sum(jnp.sin(out)), out
+  return jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))
+
+
+@pytest.fixture(scope="module")
+def want():
+  return jax.device_get(score(plain)(*inputs()))
+
+
+@pytest.mark.parametrize("kernel", ["plain", "tpu"])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (2, 1, 1, 1, 2), (1, 1, 2, 1, 1),
+                                   (1, 1, 2, 1, 2)])
+def test_rows_on_every_layout(kernel, shape, want, monkeypatch):
+  monkeypatch.setattr(attention, "_INTERPRET", kernel == "tpu")
+  monkeypatch.setattr(attention, "_CHUNK", 200)
+  mesh = jax.make_mesh(shape, AXES, (jax.sharding.AxisType.Explicit,) * 5,
+                       devices=jax.devices()[: int(np.prod(shape))])
+  with jax.set_mesh(mesh):
+    order = RULES.order(S)
+    assert (np.sort(order) == np.arange(S)).all() and (shape[2] == 1 or order[S // 4] > S // 2)
+    wide = RULES("batch", "seq", "heads", None)
+    put = lambda x, spec: jax.device_put(x[:, order], jax.NamedSharding(mesh, spec))
+    q, k, v, segment = inputs()
+    args = [*(put(x, wide) for x in (q, k, v)), put(segment, RULES("batch", "seq"))]
+    rows = functools.partial(attention.rows, order_S=order, blocks=(128, 128))
+    (total, out), grads = jax.device_get(score(rows)(*args))
+  back = np.argsort(order)
+  np.testing.assert_allclose(total, want[0][0], rtol=1e-4)
+  np.testing.assert_allclose(out[:, back], want[0][1], atol=2e-5)
+  for got, right in zip(grads, want[1], strict=True):
+    np.testing.assert_allclose(got[:, back], right, atol=2e-5)
