@@ -50,7 +50,9 @@ def _cross_entropy(chunk, hidden_BSD, w_DV, labels_BS, weight_BS, z_weight_BS):
 
 
 def _forward(chunk, *args):
-  return _run(chunk, True, *args)
+  out, grads = _run(chunk, True, *args)
+  # Together, or each device would keep its unsummed gradient of w through the backward pass.
+  return out, jax.lax.optimization_barrier(grads)
 
 
 def _backward(chunk, grads, cotangents):
@@ -123,8 +125,7 @@ def _run(chunk, with_grads, hidden_BSD, w_DV, labels_BS, weight_BS, z_weight_BS)
       dw_DV = reduce_scatter(dw_DV, embed, dim=0)
     others = tuple(a for a in _names(batch) + _names(seq) if a not in _names(embed))
     dw_DV = _over(jax.lax.psum, dw_DV, others).astype(jnp.float32)
-    # Together, or the whole gradient of this device would stay through the backward pass.
-    return out, jax.lax.optimization_barrier((join(dhidden_NCD, D), dw_DV))
+    return out, (join(dhidden_NCD, D), dw_DV)
 
   return local(hidden_BSD, w_DV, labels_BS, weight_BS, z_weight_BS)
 
