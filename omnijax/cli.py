@@ -16,91 +16,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from omnijax import __version__, config, experiment
+from omnijax import __version__, config, experiment, usage
 
 _MODALITIES = ("text", "image", "audio")
 
 # Options of glibc's mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
-_EXTRAS = {"pystoi": "eval", "faster_whisper": "eval"}  # module -> the extra that brings it
+# Module -> the extra that brings it.
+_EXTRAS = {"pystoi": "eval", "faster_whisper": "eval", "libtpu": "tpu"}
 _FOR_PEOPLE = (ValueError, FileNotFoundError, PermissionError, NotADirectoryError,
                IsADirectoryError, ModuleNotFoundError)
-
-_PATH = """\
-Trains, and then runs, one Transformer that natively reads and writes text, images and speech.
-
-  omnijax quickstart --dir quickstart_run         the whole path on small real data, minutes
-  omnijax prepare MANIFEST --out DATA             raw files -> tokenised records
-  omnijax train EXPERIMENT --run-dir RUN          records -> a trained model
-  omnijax generate RUN --text "..." --to image    a trained model -> text, a picture or sound
-"""
-_EPILOG = """\
-`omnijax COMMAND --help` shows an example and what comes out. Wrong input ends with one line and
-exit code 2; --debug (or OMNIJAX_TRACEBACK=1) shows where it was noticed.
-"""
-
-_QUICKSTART = """\
-Trains a model of spoken and written digits in five languages, from the files that ship with
-omnijax, and judges all six directions between text, images and speech. Run again to resume.
-
-  omnijax quickstart --dir quickstart_run
-
-Writes DIR/report.html (curves, pictures, playable sound) and DIR/report.json (all figures).
-"""
-_PREPARE = """\
-Tokenises the documents of a manifest into a directory of records, which training reads. One JSON
-object a line; paths are relative to the manifest:
-
-  {"parts": [{"text": "a red bus"}, {"image": "bus.png"}]}
-  {"parts": [{"audio": "hello.wav", "transcript": "hello"}]}
-
-  omnijax prepare captions.jsonl --out data/captions
-
-A bad item is counted, named in OUT/rejects.jsonl and skipped. Run again to resume.
-"""
-_TOKENIZER_TRAIN = """\
-Trains a tokenizer, or resumes its training.
-
-  omnijax tokenizer train text  --data corpus.txt     --out tok/text --size 8000
-  omnijax tokenizer train image --data pictures.jsonl --out tok/image --steps 20000
-  omnijax tokenizer train audio --data speech.jsonl   --out tok/audio --steps 100000
-
-text: UTF-8 files, one sentence a line. image, audio: JSON lines {"image": path} and {"audio":
-path, "transcript": "..."}. OUT can be used as --tokenizers.text (image, audio) elsewhere.
-"""
-_TOKENIZER_EVAL = """\
-Measures what a tokenizer loses, on data that it was not trained on.
-
-  omnijax tokenizer eval audio tok/audio --data heldout.jsonl --json
-
-PATH may be `packaged`. text: bytes a piece, exact round trips; image: PSNR, SSIM, use of codes;
-audio: mel distance, STOI, SI-SDR, use of codes, bitrate, word error rate of reconstructions.
-"""
-_TRAIN = """\
-Trains the run that EXPERIMENT, a Python file with `run() -> Run`, describes; resumes by default.
-
-  omnijax train experiments/quickstart.py --run-dir runs/first --optim.peak-lr 3e-4
-
-Every field of the run can be given; `omnijax train EXPERIMENT --help` lists them with their
-values. RUN_DIR gets config.json, metrics.jsonl, TensorBoard events, checkpoints and samples.
-"""
-_EVAL = """\
-Held-out loss of each modality of a run's newest checkpoint, in nats and in physical units.
-
-  omnijax eval runs/first --data data/heldout
-"""
-_GENERATE = """\
-Continues any mix of inputs, in the order given, in any modality.
-
-  omnijax generate runs/first --text "a red bus" --to image --out bus.png
-  omnijax generate runs/first --audio question.wav --to text
-  omnijax generate runs/first --image seven.png --to audio --out seven.wav
-
-Text is printed; a picture is written as PNG, sound as WAV. What the model writes before a picture
-or says in sound goes to stderr. How tokens are drawn: --KIND.temperature X (0: the most likely),
---KIND.top-k N, --KIND.top-p X, where KIND is text, image, first-codebook or acoustic.
-"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -177,15 +103,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = _Parser(prog="omnijax", description=_PATH, epilog=_EPILOG)
+  parser = _Parser(prog="omnijax", description=usage.PATH, epilog=usage.EPILOG)
   parser.add_argument("--version", action="version", version=f"omnijax {__version__}")
   commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
 
-  p = _command(commands, "quickstart", _quickstart, _QUICKSTART)
+  p = _command(commands, "quickstart", _quickstart, usage.QUICKSTART)
   p.add_argument("--dir", type=Path, default=Path("quickstart_run"),
                  help="directory to write (default: %(default)s)")
 
-  p = _command(commands, "prepare", _prepare, _PREPARE)
+  p = _command(commands, "prepare", _prepare, usage.PREPARE)
   p.add_argument("manifest", metavar="MANIFEST", type=Path, help="JSONL file")
   p.add_argument("--out", type=Path, required=True, help="directory to write")
   p.add_argument("--strict", action="store_true", help="stop at the first bad item")
@@ -198,18 +124,31 @@ def _parser() -> argparse.ArgumentParser:
   p = _command(commands, "tokenizer", None, "Trains and evaluates tokenizers.\n")
   _tokenizer_commands(p.add_subparsers(metavar="ACTION", required=True, parser_class=_Parser))
 
-  p = _command(commands, "train", _train, _TRAIN, fields=True)
+  p = _command(commands, "train", _train, usage.TRAIN, fields=True)
   p.add_argument("experiment", metavar="EXPERIMENT", type=Path, nargs="?", help="Python file")
   p.add_argument("--run-dir", type=Path, metavar="DIR", help="directory of the run")
 
-  p = _command(commands, "eval", _eval, _EVAL)
+  p = _command(commands, "plan", _plan, usage.PLAN, fields=True)
+  p.add_argument("experiment", metavar="EXPERIMENT", type=Path, nargs="?", help="Python file")
+  p.add_argument("--topology", metavar="CHIP:SHAPE", help="such as v5e:4x4, v5p:4x4x4, v6e:16x16")
+  p.add_argument("--slices", type=int, default=1, metavar="N", help="of that shape, over a slower "
+                 "network (default: %(default)s)")
+  p.add_argument("--document", type=int, metavar="N", help="positions of a document, for the FLOPs "
+                 "of attention (default: a whole row)")
+  p.add_argument("--price", type=float, metavar="X", help="of a chip and hour, for the cost of a "
+                 "billion tokens")
+  for name, text in (("json", "all figures"), ("html", "a page with plots"),
+                     ("hlo", "the compiled program")):
+    p.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"writes {text}")
+
+  p = _command(commands, "eval", _eval, usage.EVAL)
   p.add_argument("run", metavar="RUN", type=Path, help="directory of a run")
   p.add_argument("--data", type=Path, metavar="DIR", help="prepared records (default: the "
                  "run's data.heldout)")
   p.add_argument("--batches", type=int, metavar="N", help="default: the run's eval.batches")
   p.add_argument("--json", action="store_true", help="one JSON object")
 
-  p = _command(commands, "generate", _generate, _GENERATE)
+  p = _command(commands, "generate", _generate, usage.GENERATE)
   p.set_defaults(takes_fields=True)
   p.add_argument("run", metavar="RUN", type=Path, help="directory of a run")
   for kind, value in (("text", "TEXT"), ("image", "FILE"), ("audio", "FILE")):
@@ -229,10 +168,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _tokenizer_commands(actions: Any) -> None:
-  p = _command(actions, "train", None, _TOKENIZER_TRAIN)
+  p = _command(actions, "train", None, usage.TOKENIZER_TRAIN)
   kinds = p.add_subparsers(metavar="{text,image,audio}", required=True, parser_class=_Parser)
   for kind in _MODALITIES:
-    k = _command(kinds, kind, _tokenizer_train, _TOKENIZER_TRAIN, fields=kind != "text")
+    k = _command(kinds, kind, _tokenizer_train, usage.TOKENIZER_TRAIN, fields=kind != "text")
     k.set_defaults(kind=kind)
     k.add_argument("--data", type=Path, metavar="FILE", help="see above",
                    nargs="+" if kind == "text" else None)
@@ -241,7 +180,7 @@ def _tokenizer_commands(actions: Any) -> None:
       k.add_argument("--size", type=int, default=8000, help="pieces (default: %(default)s)")
       k.add_argument("--type", choices=("unigram", "bpe"), default="unigram",
                      help="of model (default: %(default)s)")
-  p = _command(actions, "eval", _tokenizer_eval, _TOKENIZER_EVAL)
+  p = _command(actions, "eval", _tokenizer_eval, usage.TOKENIZER_EVAL)
   p.add_argument("kind", choices=_MODALITIES)
   p.add_argument("path", metavar="PATH", help="directory of the tokenizer, or packaged")
   p.add_argument("--data", type=Path, required=True, metavar="MANIFEST", help="JSONL file")
@@ -359,6 +298,25 @@ def _train(args: argparse.Namespace, fields: list[str]) -> None:
   from omnijax.train import loop
 
   loop.train(run, args.run_dir)
+
+
+def _plan(args: argparse.Namespace, fields: list[str]) -> None:
+  if args.experiment is None:
+    if args.help:
+      args.parser.print_help()
+      return
+    _need(args, "experiment")
+  run = experiment.load(args.experiment)
+  prog = f"omnijax plan {args.experiment}"
+  if args.help:
+    experiment.override(run, ["-h"], f"{prog} --topology CHIP:SHAPE")
+  _need(args, "topology")
+  run = experiment.override(run, fields, prog)
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the TPU is compiled for, not used
+  from omnijax.plan import command
+
+  command.run(run, args.topology, args.slices, document=args.document, price=args.price,
+              json=args.json, html=args.html, hlo=args.hlo)
 
 
 def _eval(args: argparse.Namespace, _: list[str]) -> None:

@@ -31,7 +31,12 @@ class Model:
   heads: int
   kv_heads: int
   head_dim: int
-  mlp: int
+  mlp: int  # of each expert where there are experts
+  # 0 is one dense feed-forward layer. Otherwise every position goes to so many of the experts.
+  experts: int = 0
+  experts_per_token: int = 2
+  # Experts kept for text, for images and for audio; the rest are everybody's.
+  modality_experts: tuple[int, int, int] = (0, 0, 0)
   depth_layers: int
   depth_dim: int
   depth_heads: int
@@ -58,6 +63,14 @@ class Model:
     if self.heads % self.kv_heads:
       raise ValueError(f"Model.heads is {self.heads}, which is not a multiple of "
                        f"Model.kv_heads {self.kv_heads}; change one of them.")
+    if self.experts:
+      _positive(self, "experts_per_token")
+      shared = self.experts - sum(self.modality_experts)
+      least = shared + min(self.modality_experts)
+      if min(self.modality_experts) < 0 or shared < 0 or least < self.experts_per_token:
+        raise ValueError(f"Model.experts is {self.experts}, of which {self.modality_experts} are "
+                         f"kept for modalities: one is left {least} to choose from, and "
+                         f"Model.experts_per_token is {self.experts_per_token}; raise experts.")
     if self.depth_dim % self.depth_heads:
       raise ValueError(f"Model.depth_dim is {self.depth_dim}, which is not a multiple of "
                        f"Model.depth_heads {self.depth_heads}; change one of them.")
@@ -166,6 +179,7 @@ class Loss:
   first_codebook: float = 1.0
   acoustic: float = 1.0  # each further codebook
   z: float = 1e-5  # squared log-partition of the main logits (PaLM, Chameleon)
+  balance: float = 0.01  # of the choices of experts (Switch Transformer)
   chunk: int = 2048  # positions of a device whose main logits exist together, in float32
 
   def __post_init__(self) -> None:

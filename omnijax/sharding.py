@@ -32,6 +32,7 @@ class Rules:
   kv_heads: str | None = "tensor"
   mlp: str | None = "tensor"
   vocab: str | None = "tensor"
+  experts: str | None = "expert"
   layers: str | None = None
 
   def __call__(self, *axes: str | None) -> jax.P:
@@ -142,7 +143,8 @@ def check_divides(run: config_lib.Run, mesh: Mesh, rules: Rules = RULES) -> None
     "data.rows * data.frames": (rows * run.data.frames, "flat"),
     "model.dim": (m.dim, "embed"), "model.depth_dim": (m.depth_dim, "embed"),
     "model.heads": (m.heads, "heads"), "model.kv_heads": (m.kv_heads, "kv_heads"),
-    "model.mlp": (m.mlp, "mlp"), "model.depth_mlp": (m.depth_mlp, "mlp"),
+    "model.experts": (m.experts, "experts"), "model.mlp": (m.mlp, "mlp"),
+    "model.depth_mlp": (m.depth_mlp, "mlp"),
     "model.depth_heads": (m.depth_heads, "heads"),
   }
   for name, (size, axis) in sizes.items():

@@ -15,7 +15,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # A module may import modules of its own layer and of those before it. The longest prefix counts.
 LAYERS = (
-  ("omnijax", "omnijax.config"),
+  ("omnijax", "omnijax.config", "omnijax.usage"),
   ("omnijax.vocab", "omnijax.sharding", "omnijax.kernels", "omnijax.experiment"),
   ("omnijax.tokenizers",),
   ("omnijax.data", "omnijax.model"),

@@ -34,7 +34,7 @@ def empty(model: Omni, *, rows: int, positions: int) -> State:
   """Streams without a position, in the computation's type and the model's sharding."""
   cfg, rules = model.cfg, model.rules
   shape = (cfg.layers, rows, positions, cfg.kv_heads, cfg.head_dim)
-  axes = rules("layers", "batch", "seq", "kv_heads", None)
+  axes = rules("layers", "batch", None, "kv_heads", None)
   zeros = lambda: jnp.zeros(shape, jnp.dtype(cfg.dtype), out_sharding=axes)
   return State(Cache(zeros(), zeros()),
                jnp.zeros(rows, jnp.int32, out_sharding=rules("batch")),

@@ -60,7 +60,8 @@ class Written(NamedTuple):
 def prefill(model: Omni, state: State, piece: Piece) -> State:
   """Appends a piece of prompt to each row; prompts of any length are pieces of one length."""
   x_BTD = model.embed.at_once(piece.main_BT, piece.modality_BT, piece.frames_BTG)
-  hidden_BTD, state = _trunk(model, state, x_BTD, piece.position_BT3, state.length_B)
+  hidden_BTD, state = _trunk(model, state, x_BTD, piece.position_BT3, piece.modality_BT,
+                             state.length_B)
   last_B = jnp.maximum(piece.count_B - 1, 0)
   pick = jax.vmap(lambda x_TD, i: jax.lax.dynamic_index_in_dim(x_TD, i, 0, keepdims=False))
   some_B1 = (piece.count_B > 0)[:, None]
@@ -107,7 +108,7 @@ def step(model: Omni, state: State, turn: Turn, *, layout: Layout, guided: bool
   x_B1D = model.embed.at_once(main_B[:, None], modality_B[:, None], frames_BG[:, None])
   # Rows that take nothing write past the end of the cache, where writes are dropped.
   at_B = jnp.where(takes_B, state.length_B, state.positions)
-  hidden_B1D, state = _trunk(model, state, x_B1D, position_B3[:, None], at_B)
+  hidden_B1D, state = _trunk(model, state, x_B1D, position_B3[:, None], modality_B[:, None], at_B)
   state = dataclasses.replace(
     state, length_B=state.length_B + takes_B,
     hidden_BD=jnp.where(takes_B[:, None], hidden_B1D[:, 0], state.hidden_BD))
@@ -145,14 +146,15 @@ def run(model: Omni, state: State, turn: Turn, *, layout: Layout, guided: bool
 
 
 def _trunk(model: Omni, state: State, x_BTD: jax.Array, position_BT3: jax.Array,
-           first_B: jax.Array) -> tuple[jax.Array, State]:
+           modality_BT: jax.Array, first_B: jax.Array) -> tuple[jax.Array, State]:
   """The trunk against the cache: a query sees all keys of its row up to its own index."""
   segment_BT = jnp.ones_like(position_BT3[..., 0])
   B = x_BTD.shape[0]
   key_segment_BS = jnp.ones((B, state.positions), jnp.int32,
-                            out_sharding=model.rules("batch", "seq"))
-  hidden_BTD, cache = model.trunk(x_BTD, position_BT3, segment_BT, cache=state.cache,
-                                  key_segment_BS=key_segment_BS, first_B=first_B)
+                            out_sharding=model.rules("batch", None))
+  hidden_BTD, cache, _ = model.trunk(x_BTD, position_BT3, segment_BT, modality_BT,
+                                     cache=state.cache, key_segment_BS=key_segment_BS,
+                                     first_B=first_B)
   assert cache is not None
   return hidden_BTD, dataclasses.replace(state, cache=cache)
 

@@ -31,6 +31,7 @@ class Context(NamedTuple):
   cos_BT1P: jax.Array
   sin_BT1P: jax.Array
   segment_BT: jax.Array
+  modality_BT: jax.Array
   order_T: np.ndarray | None  # of whole rows: see `Rules.order`
   key_segment_BS: jax.Array | None  # with a cache
   first_B: jax.Array | None  # with a cache

@@ -104,7 +104,7 @@ class Depth(nnx.Module):
   def __init__(self, cfg: config_lib.Model, vocab: vocab_lib.Vocab, rules: Rules, *,
                rngs: nnx.Rngs):
     Q, C, D, E = vocab.codebooks, vocab.audio, cfg.dim, cfg.depth_dim
-    self.rules, self.eps, self.no_code = rules, cfg.norm_eps, vocab.no_code
+    self.rules, self.eps, self.no_code, self.remat = rules, cfg.norm_eps, vocab.no_code, cfg.remat
     self.w_in_QDE = param(rngs, (Q, D, E), (None, "embed", None), rules, std=D**-0.5)
     self.w_main_DE = param(rngs, (D, E), ("embed", None), rules, std=1.0)
     self.code_QCE = param(rngs, (Q, C + 1, E), (None, None, "embed"), rules, std=1.0)
@@ -127,7 +127,10 @@ class Depth(nnx.Module):
     x_QLE = self.conditions(hidden_LD, main_LD)
     before_LQ = jnp.pad(codes_LQ[:, :-1], ((0, 0), (1, 0)), constant_values=self.no_code)
     x_QLE += jnp.moveaxis(by_codebook(self.code_QCE[...], before_LQ, x_QLE.dtype), 1, 0)
-    x_QLE, _ = jax.lax.scan(lambda x, block: (block(x), None), x_QLE, self.blocks)
+    body = lambda x, block: (block(x), None)
+    if self.remat != "none":
+      body = jax.checkpoint(body)
+    x_QLE, _ = jax.lax.scan(body, x_QLE, self.blocks)
     x_QLE = rms_norm(x_QLE, self.gain_QE[...][:, None], self.eps).astype(jnp.float32)
     return _by_codebook(x_QLE, self.w_out_QEC[...])
 

@@ -20,6 +20,7 @@ from omnijax.model.attention import Attention, Cache, Context
 from omnijax.model.depth import Depth
 from omnijax.model.embed import Embed
 from omnijax.model.layers import Mlp, param, rms_norm, scale, unflatten
+from omnijax.model.moe import Moe
 from omnijax.sharding import Rules
 
 _KEEP = jax.checkpoint_policies
@@ -39,14 +40,20 @@ class Block(nnx.Module):
     self.attn_gain_D = scale(cfg.dim, rules)
     self.attn = Attention(cfg, rules, out_std=out_std, rngs=rngs)
     self.mlp_gain_D = scale(cfg.dim, rules)
-    self.mlp = Mlp(cfg.dim, cfg.mlp, rules, out_std=out_std, rngs=rngs)
+    self.moe = Moe(cfg, rules, out_std=out_std, rngs=rngs) if cfg.experts else None
+    self.mlp = None if cfg.experts else Mlp(cfg.dim, cfg.mlp, rules, out_std=out_std, rngs=rngs)
 
-  def __call__(self, x_BTD: jax.Array, ctx: Context,
-               cache: Cache | None) -> tuple[jax.Array, Cache | None]:
+  def __call__(self, x_BTD: jax.Array, ctx: Context, cache: Cache | None
+               ) -> tuple[jax.Array, Cache | None, jax.Array]:
+    """Outputs, the cache with the new positions in it, and the balance of experts, or 1."""
     h_BTD = rms_norm(x_BTD, self.attn_gain_D[...], self.eps)
     attended_BTD, cache = self.attn(h_BTD, ctx, cache)
     x_BTD += attended_BTD
-    return x_BTD + self.mlp(rms_norm(x_BTD, self.mlp_gain_D[...], self.eps)), cache
+    h_BTD = rms_norm(x_BTD, self.mlp_gain_D[...], self.eps)
+    if self.moe is None:
+      return x_BTD + self.mlp(h_BTD), cache, jnp.float32(1)
+    y_BTD, balance = self.moe(h_BTD, ctx.modality_BT, ctx.segment_BT)
+    return x_BTD + y_BTD, cache, balance
 
 
 class Omni(nnx.Module):
@@ -63,41 +70,49 @@ class Omni(nnx.Module):
     self.image_AD = param(rngs, (vocab.image_dim, cfg.dim), (None, "embed"), rules, std=0.0)
     self.depth = Depth(cfg, vocab, rules, rngs=rngs)
 
-  def trunk(self, x_BTD: jax.Array, position_BT3: jax.Array, segment_BT: jax.Array, *,
-            key_segment_BS: jax.Array | None = None, first_B: jax.Array | None = None,
-            cache: Cache | None = None) -> tuple[jax.Array, Cache | None]:
+  def trunk(self, x_BTD: jax.Array, position_BT3: jax.Array, segment_BT: jax.Array,
+            modality_BT: jax.Array, *, key_segment_BS: jax.Array | None = None,
+            first_B: jax.Array | None = None, cache: Cache | None = None
+            ) -> tuple[jax.Array, Cache | None, jax.Array]:
     """Normalised hidden states [B, T, D], of whole rows or of steps against a cache.
 
     Args:
       x_BTD: inputs from `embed`.
       position_BT3: time, row and column of each position.
       segment_BT: 0 is padding; positions see only their own segment.
+      modality_BT: for the router of experts.
       key_segment_BS: with a cache, the segments of all cached positions, new ones included.
       first_B: with a cache, where the new positions are written.
       cache: leaves [L, B, S, K, H], or None.
+
+    Returns:
+      Hidden states, the cache, and the mean balance of experts over layers, 1 without any.
     """
     cfg = self.cfg
     cos, sin = rope.angles(position_BT3, cfg.head_dim, cfg.rope_theta, cfg.rope_split)
     order_T = self.rules.order(x_BTD.shape[1]) if cache is None else None
-    ctx = Context(cos, sin, segment_BT, order_T, key_segment_BS, first_B)
+    ctx = Context(cos, sin, segment_BT, modality_BT, order_T, key_segment_BS, first_B)
 
     def body(x_BTD, layer):
       block, layer_cache = layer
-      return block(x_BTD, ctx, layer_cache)
+      x_BTD, layer_cache, balance = block(x_BTD, ctx, layer_cache)
+      return x_BTD, (layer_cache, balance)
 
     if cache is None and cfg.remat != "none":
       body = jax.checkpoint(body, policy=_REMAT[cfg.remat])
-    x_BTD, cache = jax.lax.scan(body, x_BTD, (self.blocks, cache), unroll=cfg.unroll)
-    return rms_norm(x_BTD, self.gain_D[...], cfg.norm_eps), cache
+    x_BTD, (cache, balance_L) = jax.lax.scan(body, x_BTD, (self.blocks, cache), unroll=cfg.unroll)
+    return rms_norm(x_BTD, self.gain_D[...], cfg.norm_eps), cache, jnp.mean(balance_L)
 
-  def hidden(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Normalised hidden states [B, S, D] of a packed batch, and embeddings of its main tokens.
+  def hidden(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of a packed batch: hidden states and embedded main tokens [B, S, D], and `trunk`'s balance.
 
-    Both are laid out by `Rules.order`.
+    Positions are laid out by `Rules.order`.
     """
-    lay = self.rules.lay
+    position_BS3, segment_BS, modality_BS = (
+      self.rules.lay(batch[key]) for key in ("position", "segment", "modality"))
     x_BSD, tokens_BSD = self.embed(batch)
-    return self.trunk(x_BSD, lay(batch["position"]), lay(batch["segment"]))[0], tokens_BSD
+    hidden_BSD, _, balance = self.trunk(x_BSD, position_BS3, segment_BS, modality_BS)
+    return hidden_BSD, tokens_BSD, balance
 
   def head(self) -> jax.Array:
     """The matrix [D, V], float32, whose product with a hidden state is the main logits."""
@@ -129,7 +144,7 @@ class Omni(nnx.Module):
 
   def __call__(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """Main logits [B, S, V] and frame logits [Q, B * P, C] of a packed batch, float32."""
-    hidden_BSD, tokens_BSD = self.hidden(batch)
+    hidden_BSD, tokens_BSD, _ = self.hidden(batch)
     return self.logits(hidden_BSD), self.frame_logits(hidden_BSD, tokens_BSD, batch)
 
 

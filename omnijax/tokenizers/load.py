@@ -55,11 +55,11 @@ def vocab_of(tokenizers: Tokenizers, cfg: config_lib.Tokenizers) -> vocab_lib.Vo
                      f"{tokenizers.audio.codebooks}; use at most that many.")
   sizes = {"text": tokenizers.text.size, "image": tokenizers.image.codes,
            "audio": tokenizers.audio.codes}
-  for kind, size in sizes.items():
-    said = getattr(cfg, f"{kind}_size")
-    if said not in (0, size):
-      raise ValueError(f"tokenizers.{kind}_size is {said}, but the {kind} tokenizer has {size}; "
-                       f"train one of that size, or set tokenizers.{kind}_size to 0.")
+  for kind, said in _said(cfg).items():
+    if said not in (0, sizes[kind]):
+      raise ValueError(f"tokenizers.{kind}_size is {said}, but the {kind} tokenizer has "
+                       f"{sizes[kind]}; train one of that size, or set tokenizers.{kind}_size to "
+                       "0.")
   return vocab_lib.Vocab(**sizes, codebooks=cfg.codebooks,
                          image_dim=tokenizers.image.vectors().shape[-1],
                          code_dim=tokenizers.audio.vectors(1).shape[-1])
@@ -71,13 +71,17 @@ def planned_vocab(cfg: config_lib.Tokenizers) -> vocab_lib.Vocab:
   Raises:
     ValueError: it says some sizes only, or none and there are no tokenizers.
   """
-  sizes = {kind: getattr(cfg, f"{kind}_size") for kind in Tokenizers._fields}
+  sizes = _said(cfg)
   if not any(sizes.values()):
     return vocab_of(load_all(cfg), cfg)
   if not all(sizes.values()):
     raise ValueError(f"tokenizers.text_size, image_size and audio_size are {sizes}; give all three "
                      "or none.")
   return vocab_lib.Vocab(**sizes, codebooks=cfg.codebooks)
+
+
+def _said(cfg: config_lib.Tokenizers) -> dict[str, int]:
+  return {"text": cfg.text_size, "image": cfg.image_size, "audio": cfg.audio_size}
 
 
 def vectors_of(tokenizers: Tokenizers, vocab: vocab_lib.Vocab) -> vocab_lib.Vectors:

@@ -74,7 +74,7 @@ def loss(model: Omni, batch: Batch, dens: dict[str, jax.Array], cfg: config_lib.
   t, w = targets(batch), part_weights(cfg, dens["audio"].shape[0])
   scale = 1 / jnp.maximum(sum(jnp.sum(w[k] * dens[k]) for k in w), 1.0)
   parts = ("text", "monologue_pad", "image")
-  hidden_BSD, tokens_BSD = model.hidden(batch)
+  hidden_BSD, tokens_BSD, balance = model.hidden(batch)
   # Laid out over devices as the hidden states are.
   at_BS = {k: model.rules.lay(t[k]) for k in ("main", *parts)}
   main = cross_entropy(hidden_BSD, model.head(), at_BS["main"],
@@ -86,4 +86,9 @@ def loss(model: Omni, batch: Batch, dens: dict[str, jax.Array], cfg: config_lib.
   frame_nll_QL = nll(frame_logits_QLC, spread(batch["frames"][:, :P, :Q]))
   sums = {k: jnp.sum(main.nll_BS * at_BS[k]) for k in parts}
   sums["audio"] = jnp.sum(frame_nll_QL * spread(t["frames"]), 1)
-  return main.total + scale * jnp.sum(w["audio"] * sums["audio"]), sums
+  total = main.total + scale * jnp.sum(w["audio"] * sums["audio"])
+  if model.cfg.experts:
+    here = denominators(batch)
+    share = scale * sum(jnp.sum(w[k] * here[k]) for k in w)  # of the batch, in this micro-batch
+    total += cfg.balance * share * (balance - 1)
+  return total, sums

@@ -60,21 +60,38 @@ def _piece_bytes(text: Any) -> np.ndarray:
 
 def model_flops(cfg: config_lib.Model, vocab: vocab_lib.Vocab, batch: dict[str, np.ndarray]
                 ) -> dict[str, float]:
-  """FLOPs that a step on this batch must do, forward and backward, by component.
+  """FLOPs that a step on this batch must do, forward and backward, by component; see `flops_of`.
 
-  Counts a multiply and an add as two, matmuls only, padding not at all, attention once per
-  causal pair within a segment, the depth transformer once per frame with targets.
-  Recomputation is not counted (model FLOPs, as in PaLM's MFU).
+  Padding counts not at all, attention once per causal pair within a segment, the depth transformer
+  once per frame with targets.
   """
   segment_BS = batch["segment"]
-  positions = int((segment_BS > 0).sum())
   width = int(segment_BS.max()) + 1
   flat = segment_BS.astype(np.int64) + width * np.arange(len(segment_BS))[:, None]
   lengths = np.bincount(flat[segment_BS > 0])
-  pairs = float((lengths * (lengths + 1) / 2).sum())
-  frames = int(batch["frame_weight"].any(-1).sum())
+  return flops_of(cfg, vocab, positions=int((segment_BS > 0).sum()),
+                  pairs=float((lengths * (lengths + 1) / 2).sum()),
+                  frames=int(batch["frame_weight"].any(-1).sum()))
+
+
+def flops_of(cfg: config_lib.Model, vocab: vocab_lib.Vocab, *, positions: int, pairs: float,
+             frames: int) -> dict[str, float]:
+  """FLOPs of a step forward and backward, by component.
+
+  Counts a multiply and an add as two, matmuls only. Recomputation is not counted (model FLOPs, as
+  in PaLM's MFU).
+
+  Args:
+    cfg: the model.
+    vocab: its id space.
+    positions: of all rows, without padding.
+    pairs: of a position and one that it attends to.
+    frames: with targets.
+  """
   heads = cfg.heads * cfg.head_dim
-  layer = cfg.dim * (2 * heads + 2 * cfg.kv_heads * cfg.head_dim + 3 * cfg.mlp)
+  active = cfg.experts_per_token if cfg.experts else 1
+  layer = cfg.dim * (2 * heads + 2 * cfg.kv_heads * cfg.head_dim + 3 * active * cfg.mlp
+                     + cfg.experts)
   Q, E = vocab.codebooks, cfg.depth_dim
   depth_layer = Q * E * (4 * E + 3 * cfg.depth_mlp) + Q * Q * E  # the last: causal pairs
   depth = (Q * cfg.dim * E + cfg.dim * E + cfg.depth_layers * depth_layer + Q * E * vocab.audio)

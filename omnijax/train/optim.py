@@ -52,12 +52,13 @@ def roles(params: Any) -> Any:
 def muon_dims(params: Any) -> Any:
   """Which dims of a stacked weight are inputs and outputs of its matrix; the others are a batch.
 
-  Every weight has a leading layer dim, those of the depth transformer (suffix _Q...) one more;
+  Every weight has a leading layer dim, those of the depth transformer (suffix _Q...) and of experts
+  (_E...) one more;
   w_o sums over two dims, the rest over one.
   """
   def dims(path, p):
     name = _names(path)[-1]
-    first = 1 + ("_Q" in name)
+    first = 1 + name.split("_")[-1].startswith(("Q", "E"))
     inputs = 2 if name.startswith("w_o_") else 1
     return contrib.MuonDimensionNumbers(tuple(range(first, first + inputs)),
                                         tuple(range(first + inputs, p.ndim)))

@@ -9,16 +9,16 @@ from omnijax import checkpoint, config, sharding
 from omnijax.train import loss as loss_lib
 from omnijax.train import state as state_lib
 
-# Every axis alone, all pairs, and some triples: data, fsdp, context, expert, tensor.
+# Axes data, fsdp, context, expert, tensor: each alone, and every pair.
 MESHES = [(8, 1, 1, 1, 1), (1, 8, 1, 1, 1), (1, 1, 8, 1, 1), (1, 1, 1, 8, 1), (1, 1, 1, 1, 2),
-          (2, 4, 1, 1, 1), (2, 1, 4, 1, 1), (2, 1, 1, 4, 1), (4, 1, 1, 1, 2), (1, 2, 4, 1, 1),
-          (1, 2, 1, 4, 1), (1, 4, 1, 1, 2), (1, 1, 4, 2, 1), (1, 1, 4, 1, 2), (1, 1, 1, 4, 2),
-          (1, 2, 2, 1, 2), (2, 1, 2, 2, 1)]
-MODELS = {"dense": {}}
+          (2, 2, 2, 1, 1), (2, 1, 1, 2, 2), (1, 2, 1, 2, 2), (1, 1, 2, 2, 2), (1, 2, 4, 1, 1),
+          (1, 4, 1, 2, 1), (4, 1, 1, 1, 2)]
+MODELS = {"dense": {}, "moe": {"experts": 8, "experts_per_token": 2, "mlp": 32,
+                               "modality_experts": (1, 1, 1)}}
 
 
-def graded(shape, model):
-  """Loss, and the gradient of each parameter by name, whole."""
+def graded(shape, model, weights=None):
+  """Loss, the gradient of each parameter by name, whole, and the weights; from the same weights."""
   run = tiny.run(mesh=config.Mesh(**dict(zip(sharding.AXES, shape, strict=True))), model=model)
   mesh = sharding.make_mesh(run.mesh)
   sharding.check_divides(run, mesh)
@@ -27,11 +27,16 @@ def graded(shape, model):
     return loss_lib.loss(model, batch, loss_lib.denominators(batch), run.loss)[0]
 
   with jax.set_mesh(mesh):
-    made = state_lib.init(run, tiny.VOCAB, vectors=tiny.VECTORS).model
+    if weights is None:
+      made = state_lib.init(run, tiny.VOCAB, vectors=tiny.VECTORS).model
+    else:
+      like = state_lib.abstract(run, tiny.VOCAB).model
+      made = jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), weights, like)
     loss, grads = jax.jit(jax.value_and_grad(score))(made, sharding.place(tiny.batch(0)))
     assert all(g.sharding == p.sharding for g, p in zip(*map(jax.tree.leaves, (grads, made)),
                                                         strict=True))
-    return float(loss), {k: np.asarray(v) for k, v in checkpoint.named(grads).items()}
+    named = {k: np.asarray(v) for k, v in checkpoint.named(grads).items()}
+    return float(loss), named, jax.device_get(made)
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -41,8 +46,8 @@ def model(request):
 
 @pytest.mark.parametrize("shape", MESHES)
 def test_same_loss_and_gradients_on_every_mesh(model, shape):
-  settings, (loss, grads) = model
-  got, others = graded(shape, settings)
+  settings, (loss, grads, weights) = model
+  got, others, _ = graded(shape, settings, weights)
   np.testing.assert_allclose(got, loss, atol=1e-5)
   moved = [name for name in grads if np.abs(grads[name]).max() > 1e-3]
   assert len(moved) > 20, moved  # embeddings of every modality, trunk, heads, depth transformer

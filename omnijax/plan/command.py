@@ -1,0 +1,107 @@
+"""The command `omnijax plan`: progress while it compiles, then a table, and files on request."""
+
+import contextlib
+import json as json_lib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.table import Table
+
+from omnijax import config as config_lib
+from omnijax.plan import chips, page
+from omnijax.plan import cost as cost_lib
+from omnijax.plan import plan as plan_lib
+from omnijax.tokenizers import load
+
+_STAGES = {"topology": "asking the compiler for the topology",
+           "compile": "compiling the train step",
+           "read": "reading the program"}
+
+
+def run(settings: config_lib.Run, topology: str, slices: int, *, document: int | None,
+        price: float | None, json: Path | None, html: Path | None, hlo: Path | None) -> None:
+  """Plans a run and says what came out; files are written only where asked for.
+
+  Raises:
+    ValueError: the topology is unknown, the mesh doesn't fit it, or a file can't be written.
+    ModuleNotFoundError: the TPU's compiler isn't installed.
+  """
+  where = chips.parse(topology, slices)
+  for path in (json, html, hlo):
+    if path is not None and not path.absolute().parent.is_dir():
+      raise ValueError(f"can't write {path}: there is no directory {path.absolute().parent}.")
+  console = Console()
+  with _stages(console) as stage:
+    plan = plan_lib.plan(settings, load.planned_vocab(settings.tokenizers), where,
+                         document=document, stage=stage)
+  figures = plan.as_json(price)
+  console.print(_table(plan, figures))
+  for line in plan.advice:
+    console.print(line)
+  if json is not None:
+    json.write_text(json_lib.dumps(figures, indent=1) + "\n", "utf-8")
+  if html is not None:
+    html.write_text(page.html(plan, figures), "utf-8")
+  if hlo is not None:
+    hlo.write_text(plan.text, "utf-8")
+
+
+@contextlib.contextmanager
+def _stages(console: Console) -> Iterator[Any]:
+  """Shows the stage and for how long it has been going on; the compiler tells nothing of its own.
+  """
+  spinner = Spinner("dots")
+  begun = time.monotonic()
+
+  class Line:
+    name = "topology"
+
+    def __rich__(self) -> Spinner:
+      spinner.update(text=f"{_STAGES[self.name]}, {time.monotonic() - begun:.0f} s")
+      return spinner
+
+  line = Line()
+
+  def stage(name: str) -> None:
+    line.name = name
+    if not console.is_terminal:
+      console.print(f"{_STAGES[name]} ({time.monotonic() - begun:.0f} s)")
+
+  with Live(line, console=console, transient=True, refresh_per_second=4):
+    yield stage
+
+
+def _table(plan: plan_lib.Plan, f: dict[str, Any]) -> Table:
+  table = Table(title=f"{f['experiment']} on {f['chips']} chips {f['topology']}"
+                + (f", {f['slices']} slices" if f["slices"] > 1 else ""), show_header=False)
+  table.add_column(style="bold")
+  table.add_column()
+  verdict = "fits" if plan.fits else "DOES NOT FIT"
+  parts = ", ".join(f"{k} {v:.1f}" for k, v in f["memory_gib"].items())
+  table.add_row("memory of a chip", f"{f['hbm_gib']:.1f} of {f['hbm_of_chip_gib']:.0f} GiB, "
+                f"{verdict}\n({parts})")
+  shares = ", ".join(f"{k} {v:.1%}" for k, v in f["model_flops_share"].items())
+  table.add_row("model FLOPs of a chip", f"{f['model_flops_per_chip'] / 1e12:,.0f} T a step\n"
+                f"({shares})")
+  if plan.cost is None:
+    return table
+  table.add_row("executed FLOPs", f"{f['hlo_flops_per_chip'] / 1e12:,.0f} T")
+  low, high = f["step_s_range"]
+  kinds = ", ".join(f"{k} {v:.3f}" for k, v in f["seconds_by_kind"].items())
+  table.add_row("time of a step", f"{f['step_s_estimate']:.3f} s "
+                f"(+-{cost_lib.ERROR:.0%}: {low:.2f} to {high:.2f} s)\n({kinds} s)")
+  table.add_row("MFU", f"{f['mfu_estimate']:.1%}")
+  table.add_row("tokens", f"{f['tokens_per_chip']:,.0f} of a chip and step, "
+                f"{f['tokens_per_s_per_chip']:,.0f} a second")
+  if "cost_per_billion_tokens" in f:
+    table.add_row("a billion tokens", f"{f['cost_per_billion_tokens']:,.2f}")
+  for c in f["collectives"]:
+    if c["bytes"] > 1e6:
+      table.add_row(f"{c['kind']} over {c['axis']}", f"{c['count']:,} of {c['bytes'] / 1e9:.2f} GB "
+                    f"in all, {c['seconds'] * 1e3:.1f} ms, {c['exposed'] * 1e3:.1f} exposed")
+  return table

@@ -1,0 +1,87 @@
+"""What the help of each command says."""
+
+PATH = """\
+Trains, and then runs, one Transformer that natively reads and writes text, images and speech.
+
+  omnijax quickstart --dir quickstart_run         the whole path on small real data, minutes
+  omnijax prepare MANIFEST --out DATA             raw files -> tokenised records
+  omnijax train EXPERIMENT --run-dir RUN          records -> a trained model
+  omnijax generate RUN --text "..." --to image    a trained model -> text, a picture or sound
+  omnijax plan EXPERIMENT --topology v5p:4x4x4    what it needs on TPUs that aren't here
+"""
+EPILOG = """\
+`omnijax COMMAND --help` shows an example and what comes out. Wrong input ends with one line and
+exit code 2; --debug (or OMNIJAX_TRACEBACK=1) shows where it was noticed.
+"""
+
+QUICKSTART = """\
+Trains a model of spoken and written digits in five languages, from the files that ship with
+omnijax, and judges all six directions between text, images and speech. Run again to resume.
+
+  omnijax quickstart --dir quickstart_run
+
+Writes DIR/report.html (curves, pictures, playable sound) and DIR/report.json (all figures).
+"""
+PREPARE = """\
+Tokenises the documents of a manifest into a directory of records, which training reads. One JSON
+object a line; paths are relative to the manifest:
+
+  {"parts": [{"text": "a red bus"}, {"image": "bus.png"}]}
+  {"parts": [{"audio": "hello.wav", "transcript": "hello"}]}
+
+  omnijax prepare captions.jsonl --out data/captions
+
+A bad item is counted, named in OUT/rejects.jsonl and skipped. Run again to resume.
+"""
+TOKENIZER_TRAIN = """\
+Trains a tokenizer, or resumes its training.
+
+  omnijax tokenizer train text  --data corpus.txt     --out tok/text --size 8000
+  omnijax tokenizer train image --data pictures.jsonl --out tok/image --steps 20000
+  omnijax tokenizer train audio --data speech.jsonl   --out tok/audio --steps 100000
+
+text: UTF-8 files, one sentence a line. image, audio: JSON lines {"image": path} and {"audio":
+path, "transcript": "..."}. OUT can be used as --tokenizers.text (image, audio) elsewhere.
+"""
+TOKENIZER_EVAL = """\
+Measures what a tokenizer loses, on data that it was not trained on.
+
+  omnijax tokenizer eval audio tok/audio --data heldout.jsonl --json
+
+PATH may be `packaged`. text: bytes a piece, exact round trips; image: PSNR, SSIM, use of codes;
+audio: mel distance, STOI, SI-SDR, use of codes, bitrate, word error rate of reconstructions.
+"""
+TRAIN = """\
+Trains the run that EXPERIMENT, a Python file with `run() -> Run`, describes; resumes by default.
+
+  omnijax train experiments/quickstart.py --run-dir runs/first --optim.peak-lr 3e-4
+
+Every field of the run can be given; `omnijax train EXPERIMENT --help` lists them with their
+values. RUN_DIR gets config.json, metrics.jsonl, TensorBoard events, checkpoints and samples.
+"""
+EVAL = """\
+Held-out loss of each modality of a run's newest checkpoint, in nats and in physical units.
+
+  omnijax eval runs/first --data data/heldout
+"""
+GENERATE = """\
+Continues any mix of inputs, in the order given, in any modality.
+
+  omnijax generate runs/first --text "a red bus" --to image --out bus.png
+  omnijax generate runs/first --audio question.wav --to text
+  omnijax generate runs/first --image seven.png --to audio --out seven.wav
+
+Text is printed; a picture is written as PNG, sound as WAV. What the model writes before a picture
+or says in sound goes to stderr. How tokens are drawn: --KIND.temperature X (0: the most likely),
+--KIND.top-k N, --KIND.top-p X, where KIND is text, image, first-codebook or acoustic.
+"""
+PLAN = """\
+Compiles an experiment's real train step for TPUs that aren't here and says what it needs and does:
+memory of a chip, FLOPs, collectives, time of a step, MFU. Takes minutes. Needs the extra `tpu`.
+
+  omnijax plan experiments/omni_8b.py --topology v5p:4x4x4
+  omnijax plan experiments/omni_8b.py --topology v5e:16x16 --slices 4 --mesh.data 4 --mesh.fsdp 256
+
+Times are estimates of the compiled schedule, within 16 % of published ones so far. Writes nothing
+but what --json, --html and --hlo ask for.
+"""

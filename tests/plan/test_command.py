@@ -1,0 +1,68 @@
+"""`omnijax plan` on the real compiler of TPUs: `pytest -m tpu`, with the extra `tpu` installed."""
+
+import json
+import pathlib
+
+import pytest
+
+from omnijax import cli
+
+EXPERIMENT = '''
+import dataclasses
+from experiments import omni_8b
+from omnijax import config
+def run():
+  base = omni_8b.run()
+  model = dataclasses.replace(base.model, layers=2, dim=512, heads=4, kv_heads=2, mlp=1024,
+                              depth_layers=1, depth_dim=128, depth_heads=2, depth_mlp=256)
+  sizes = dataclasses.replace(base.tokenizers, text_size=7936, image_size=8192)
+  data = dataclasses.replace(base.data, rows=8, positions=1024, frames=256)
+  return dataclasses.replace(base, name="small", model=model, tokenizers=sizes, data=data,
+                             mesh=config.Mesh(fsdp=4))
+'''
+
+
+@pytest.fixture
+def experiment(tmp_path, monkeypatch):
+  monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parents[2]))
+  (tmp_path / "small.py").write_text(EXPERIMENT)
+  return tmp_path / "small.py"
+
+
+@pytest.mark.tpu
+def test_a_small_run_is_compiled_and_read(experiment, tmp_path, capsys):
+  paths = [f"--{kind}={tmp_path / kind}" for kind in ("json", "html", "hlo")]
+  assert cli.main(["plan", str(experiment), "--topology", "v5p:2x2x1", *paths]) == 0
+  figures = json.loads((tmp_path / "json").read_text())
+  assert figures["fits"] and 0.05 < figures["hbm_gib"] < 20
+  assert figures["hlo_flops_per_chip"] > 0.9 * figures["model_flops_per_chip"]
+  assert 0 < figures["mfu_estimate"] < 1
+  parts = figures["memory_gib"]
+  assert sum(parts.values()) == pytest.approx(figures["hbm_gib"]) and min(parts.values()) >= 0
+  assert {c["kind"] for c in figures["collectives"]} >= {"all-gather", "reduce-scatter"}
+  assert "splash" in (tmp_path / "hlo").read_text()
+  assert "<svg" in (tmp_path / "html").read_text()
+  assert "fits" in capsys.readouterr().out
+
+
+@pytest.mark.tpu
+def test_what_does_not_fit_says_what_would(experiment, capsys):
+  arguments = ["plan", str(experiment), "--topology", "v5e:2x2", "--data.rows", "512",
+               "--model.remat", "minimal", "--model.layers", "12"]
+  cli.main(arguments)
+  said = capsys.readouterr()
+  assert "RESOURCE_EXHAUSTED" not in said.err, said.err
+  assert "DOES NOT FIT" in said.out and "model.remat full" in said.out
+
+
+@pytest.mark.parametrize("arguments,message", [
+  (["--topology", "v5p:4x4"], r"unknown|wired in 3"),
+  (["--topology", "v7:2x2"], "unknown topology"),
+  ([], "--topology is missing"),
+  (["--topology", "v5p:2x2x1", "--json", "/nowhere/at/all.json"], "no directory"),
+  (["--topology", "v5p:2x2x1", "--mesh.fsdpp", "4"], "did you mean --mesh.fsdp"),
+])
+def test_bad_input_is_one_line(experiment, arguments, message, capsys):
+  import re
+  assert cli.main(["plan", str(experiment), *arguments]) == 2
+  assert re.search(message, capsys.readouterr().err)

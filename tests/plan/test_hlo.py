@@ -1,0 +1,136 @@
+"""Programs as compiled here, and lines as a TPU's compiler writes them, are read rightly."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from omnijax.plan import chips, cost, hlo
+
+
+def compiled(f, *shapes):
+  return jax.jit(f).lower(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)).compile()
+
+
+def flops(module, computation=None):
+  total = 0.0
+  for i in (computation or module.computations[module.entry]).values():
+    total += hlo.matmul_flops(i, computation or module.computations[module.entry])
+    total += sum(n * flops(module, inner) for inner, n in module.called(i))
+  return total
+
+
+def test_flops_of_a_loop_are_those_of_all_its_rounds():
+  def f(x, ws):
+    return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, ws)[0]
+
+  module = hlo.parse(compiled(f, (8, 16), (5, 16, 16)).as_text())
+  assert flops(module) == 5 * 2 * 8 * 16 * 16
+  loop = next(i for c in module.computations.values() for i in c.values() if i.opcode == "while")
+  assert module.trips(loop) == 5
+
+
+def test_counting_loops_without_a_known_count():
+  text = """\
+HloModule m
+%body (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %p = (s32[], f32[4]{0}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %two = s32[]{:T(128)} constant(2)
+  %next = s32[]{:T(128)} add(%i, %two)
+  %x = f32[4]{0} get-tuple-element(%p), index=1
+  ROOT %t = (s32[], f32[4]{0}) tuple(%next, %x)
+}
+%condition (q: (s32[], f32[4])) -> pred[] {
+  %q = (s32[], f32[4]{0}) parameter(0)
+  %j = s32[]{:T(128)} get-tuple-element(%q), index=0
+  %most = s32[]{:T(128)} constant(11)
+  ROOT %less = pred[]{:T(512)} compare(%j, %most), direction=LT
+}
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %x.1 = f32[4]{0} parameter(0)
+  %one = s32[]{:T(128)} constant(1)
+  %start = (s32[], f32[4]{0}) tuple(%one, %x.1)
+  %loop = (s32[], f32[4]{0}) while(%start), condition=%condition, body=%body
+  ROOT %out = f32[4]{0} get-tuple-element(%loop), index=1
+}
+"""
+  module = hlo.parse(text)
+  assert module.trips(module.computations["main"]["loop"]) == 5  # 1, 3, 5, 7, 9
+
+
+def line(text, **others):
+  made = hlo._instruction(text)
+  arrays = {k: hlo._instruction(f"  %{k} = {v} parameter(0)") for k, v in others.items()}
+  return made, arrays
+
+
+@pytest.mark.parametrize("text,a,b,want", [
+  # A plain product; one with a batch dim written as a dilated window; a convolution that hangs
+  # over both edges of 4 inputs: 2 + 3 + 3 + 2 taps.
+  ("f32[8,32]{1,0:T(8,128)} convolution(%a, %b), dim_labels=bf_io->bf", "f32[8,16]", "f32[16,32]",
+   2 * 8 * 16 * 32),
+  ("f32[8,64,32]{2,1,0} convolution(%a, %b), window={size=8 stride=7 pad=0_0 lhs_dilate=8}, "
+   "dim_labels=0bf_0io->0bf", "f32[8,64,16]", "f32[8,16,32]", 2 * 8 * 64 * 16 * 32),
+  ("f32[1,4,5]{2,1,0} convolution(%a, %b), window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f",
+   "f32[1,4,2]", "f32[3,2,5]", 2 * 10 * 2 * 5),
+])
+def test_products_written_as_convolutions(text, a, b, want):
+  made, arrays = line(f"  %c = {text}", a=a, b=b)
+  assert hlo.matmul_flops(made, arrays) == want
+
+
+def test_what_is_no_module_is_refused():
+  with pytest.raises(ValueError, match="no ENTRY computation"):
+    hlo.parse("hello")
+
+
+@pytest.mark.parametrize("text,group", [
+  ("replica_groups=mesh['data'=2,'fsdp'=4] {'fsdp'}", [0, 1, 2, 3]),
+  ("replica_groups=mesh['data'=2,'fsdp'=4] {'data'}", [0, 4]),
+  ("replica_groups=[2,4]<=[8]", [0, 1, 2, 3]), ("replica_groups=[4,2]<=[2,4]T(1,0)", [0, 4]),
+  ("replica_groups={{0,2},{1,3}}", [0, 2]), ("source_target_pairs={{3,4},{4,5}}", [3, 4]),
+])
+def test_groups_of_collectives(text, group):
+  assert cost._group(f", {text}, channel_id=1") == group
+
+
+SCHEDULE = """\
+HloModule m
+%gather (p: bf16[64,4096]) -> bf16[4096,4096] {
+  %p = bf16[64,4096]{1,0} parameter(0)
+  ROOT %g = bf16[4096,4096]{1,0} all-gather(%p), replica_groups=[1,64]<=[64], dimensions={0}
+}, execution_thread="sparsecore"
+
+ENTRY %main (w: bf16[64,4096], x: bf16[SIZE,4096], y: bf16[4096,4096]) -> bf16[SIZE,4096] {
+  %w = bf16[64,4096]{1,0} parameter(0)
+  %x = bf16[SIZE,4096]{1,0} parameter(1)
+  %y = bf16[4096,4096]{1,0} parameter(2)
+  %s = ((), (), (s32[1])) call-start(), async_execution_thread="sparsecore", to_apply=%gather
+  %u = ((bf16[64,4096]), bf16[4096,4096]) call-update(%s, %w)
+  %other = bf16[SIZE,4096]{1,0} convolution(%x, %y), dim_labels=bf_io->bf
+  %d = bf16[4096,4096]{1,0} call-done(%u)
+  ROOT %out = bf16[SIZE,4096]{1,0} convolution(%other, %d), dim_labels=bf_io->bf
+}
+"""
+
+
+@pytest.mark.parametrize("size,hidden", [(65536, True), (8, False)])
+def test_a_gather_beside_other_work_costs_only_the_wait(size, hidden):
+  where = chips.parse("v5p:4x4x4")
+  out = cost.Estimator(hlo.parse(SCHEDULE.replace("SIZE", str(size))), where).step()
+  gather = out.collectives["all-gather", "all"]
+  assert gather.count == 1 and gather.bytes == pytest.approx(4096 * 4096 * 2 * 63 / 64)
+  assert (gather.exposed == 0) == hidden
+  assert out.flops == 2 * 2 * size * 4096 * 4096
+  work = out.by_kind["matmul"]
+  assert out.seconds == pytest.approx(work + gather.exposed)
+  if hidden:
+    assert work == pytest.approx(out.flops / (0.9 * 459e12), rel=0.01)
+
+
+def test_topologies_are_told_apart_and_bad_ones_refused():
+  two = chips.parse("v5e:16x16", 4)
+  assert (two.chips, two.chip.name, two.name) == (1024, "v5e", "v5e:16x16")
+  for bad in ("v5p:4x4", "v9:2x2", "v5p", "v5e:0x4", ""):
+    with pytest.raises(ValueError, match=r"v5e:16x16.*v5p:4x4x4"):
+      chips.parse(bad)
