@@ -204,6 +204,8 @@ class Optim:
   b2: float = 0.95
   eps: float = 1e-8
   weight_decay: float = 0.1
+  # Of AdamW's first moment; its second stays in float32.
+  moment_dtype: Literal["float32", "bfloat16"] = "float32"
   clip_norm: float = 1.0
   accumulate: int = 1  # micro-batches per step
   ema: float = 0.0  # decay of an average of the weights used for evaluation; 0 is off

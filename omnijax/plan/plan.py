@@ -129,8 +129,7 @@ def plan(run: config_lib.Run, vocab: vocab_lib.Vocab, where: Slice, *, document:
 def _memory(compiled: compile_lib.Compiled, module: hlo.Module) -> Memory:
   m = compiled.executable.memory_analysis()
   state = compiled.parameters + compiled.optimizer
-  whole = (m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
-           + m.temp_size_in_bytes)
+  whole = m.peak_memory_in_bytes
   kept = {"gradients": 0.0, "activations": 0.0}
   for loop in module.computations[module.entry].values():
     if loop.opcode == "while":
@@ -163,7 +162,7 @@ def _advice(plan: Plan) -> tuple[str, ...]:
   out = [f"{(m.total - most) / _GIB:.1f} GiB too much for {chip.name}"]
   for remat in ("minimal", "full"):
     less = kept - _kept(plan, remat)
-    if less > 0:
+    if less > 0.1 * kept and remat != run.model.remat:
       out.append(_would(f"model.remat {remat}", m.total - less, most))
   state = m.parameters + m.optimizer + m.gradients
   out.append(_would(f"data.rows {run.data.rows // 2}", state + (m.total - state) / 2, most))

@@ -113,7 +113,7 @@ def make(cfg: config_lib.Optim, steps: int) -> optax.GradientTransformation:
   """The whole optimizer: clipping, one transformation per role, and the average of weights."""
   def adamw(decay: float) -> optax.GradientTransformation:
     return optax.adamw(schedule(cfg, steps, cfg.peak_lr), cfg.b1, cfg.b2, cfg.eps,
-                       weight_decay=decay)
+                       mu_dtype=cfg.moment_dtype, weight_decay=decay)
   # Almost-orthogonal scaling first makes four steps of Newton-Schulz as good as five (Boissin et
   # al., 2025: Turbo-Muon).
   muon = optax.chain(

@@ -54,3 +54,19 @@ def test_equals_a_plain_statement_on_every_mesh(shape, batch, seq, embed, vocab,
     assert [x.sharding.spec for x in got[1]] == [x.sharding.spec for x in args[:2]]
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), got, want)
   np.testing.assert_allclose(bare.total * 3, want[0][0], rtol=1e-5)
+
+
+def test_takes_less_than_an_eighth_of_the_memory_of_all_logits(mesh):
+  """Of the loss and its gradients at a large vocabulary, as compiled."""
+  rows, length, dim, size = 2, 512, 32, 196_608
+  like = lambda shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)
+  args = (like((rows, length, dim)), like((dim, size)), like((rows, length), jnp.int32),
+          like((rows, length)), like((rows, length)))
+
+  def taken(f):
+    grad = jax.jit(jax.grad(lambda *args: f(*args)[0], (0, 1)))
+    return grad.lower(*args).compile().memory_analysis().temp_size_in_bytes
+
+  whole, chunked = taken(plain), taken(lambda *args: cross_entropy(*args, chunk=64))
+  assert whole > rows * length * size * 4  # all logits are in it
+  assert chunked < whole / 8, (chunked, whole)

@@ -31,10 +31,12 @@ def test_muon_sees_matrices_as_inputs_by_outputs(mesh):
   model = jax.eval_shape(lambda: Omni(tiny.MODEL, tiny.VOCAB, sharding.RULES, rngs=nnx.Rngs(0)))
   attn = model.blocks.attn
   dims = optim.muon_dims({"w_q_DNH": attn.w_q_DNH, "w_o_NHD": attn.w_o_NHD,
-                          "w_o_QNHE": model.depth.blocks.w_o_QNHE})
+                          "w_o_QNHE": model.depth.blocks.w_o_QNHE,
+                          "w_down_EFD": jax.ShapeDtypeStruct((2, 8, 64, 32), np.float32)})
   assert tuple(dims["w_q_DNH"]) == ((1,), (2, 3))
   assert tuple(dims["w_o_NHD"]) == ((1, 2), (3,))
   assert tuple(dims["w_o_QNHE"]) == ((2, 3), (4,))
+  assert tuple(dims["w_down_EFD"]) == ((2,), (3,))
 
 
 @pytest.mark.parametrize("kind,middle,end", [("cosine", 0.55, 0.1), ("wsd", 1.0, 0.1)])

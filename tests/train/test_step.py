@@ -74,6 +74,14 @@ def test_muon_and_average_on_a_mesh():
   np.testing.assert_allclose(arrays["model.head_DV"], sharded["model.head_DV"], atol=1e-3)
 
 
+def test_first_moment_may_be_half_as_large(reference):
+  losses, arrays, compiled = train((1, 1, 1, 1, 1), optim={"moment_dtype": "bfloat16"})
+  np.testing.assert_allclose(losses, reference[0], atol=2e-3, rtol=0)
+  moments = {k: v.dtype for k, v in arrays.items() if ".mu." in k}
+  assert moments and set(map(str, moments.values())) == {"bfloat16"} and compiled == 1
+  assert {str(v.dtype) for k, v in arrays.items() if ".nu." in k} == {"float32"}
+
+
 def test_seed_decides_the_first_state():
   a, b = (train((1, 1, 1, 1, 1), steps=0, train={"seed": seed})[1] for seed in (0, 1))
   assert np.abs(a["model.head_DV"] - b["model.head_DV"]).max() > 0.1
