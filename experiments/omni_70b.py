@@ -16,8 +16,9 @@ def run() -> config.Run:
     small, name="omni_70b",
     model=dataclasses.replace(small.model, layers=80, dim=8192, heads=64, kv_heads=8, mlp=28672,
                               depth_dim=2048, depth_heads=32, depth_mlp=5632, remat="full"),
-    data=dataclasses.replace(small.data, rows=1024),
+    # Two rows a chip: with one, libtpu 0.0.50 crashes.
+    data=dataclasses.replace(small.data, rows=2048),
     optim=dataclasses.replace(small.optim, peak_lr=1.5e-4),
-    mesh=config.Mesh(fsdp=1024),
-    train=dataclasses.replace(small.train, steps=480_000),
+    mesh=config.Mesh(data=8, fsdp=128),
+    train=dataclasses.replace(small.train, steps=240_000),
   )

@@ -27,7 +27,8 @@ class Rules:
   # Positions of all rows, or frames, as one dim.
   flat: tuple[str, ...] = ("data", "fsdp", "expert", "context")
   act_embed: str | None = None
-  embed: str | None = "fsdp"
+  # Devices along a row would hold the same parameters: they share them out, too.
+  embed: tuple[str, ...] = ("fsdp", "context")
   heads: str | None = "tensor"
   kv_heads: str | None = "tensor"
   mlp: str | None = "tensor"
@@ -120,7 +121,11 @@ def make_mesh(mesh: config_lib.Mesh, devices: list[Any] | None = None) -> Mesh:
   explicit = (AxisType.Explicit,) * len(AXES)
   slices = len({getattr(d, "slice_index", None) for d in devices})
   if slices == 1:
-    return Mesh(mesh_utils.create_device_mesh(sizes, devices), AXES, axis_types=explicit)
+    try:
+      return Mesh(mesh_utils.create_device_mesh(sizes, devices), AXES, axis_types=explicit)
+    except NotImplementedError as error:
+      raise ValueError(f"mesh {dict(zip(AXES, sizes, strict=True))} can't be laid on these devices "
+                       f"({error}); make each axis a product of the topology's.") from error
   if sizes[0] % slices:
     raise ValueError(f"mesh.data is {sizes[0]} and there are {slices} slices of devices; make "
                      f"mesh.data a multiple of {slices}, since only data crosses slices.")

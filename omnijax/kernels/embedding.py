@@ -36,8 +36,9 @@ def _lookup(how, table_VD, ids):
   dtype, _, (vocab, embed) = how
   spec = jax.typeof(ids).sharding.spec
 
+  # Unchecked, here and below: over axes that ids aren't sharded on, every device has all rows.
   @functools.partial(jax.shard_map, in_specs=(jax.P(vocab, embed), spec),
-                     out_specs=jax.P(*spec, None))
+                     out_specs=jax.P(*spec, None), check_vma=False)
   def local(table_VD, ids):
     table_VD = table_VD.astype(dtype)
     if embed:
@@ -56,22 +57,20 @@ def _forward(how, table_VD, ids):
 def _backward(how, ids, slope):
   dtype, rows, (vocab, embed) = how
   spec = jax.typeof(ids).sharding.spec
-  axes = {a for s in spec if s for a in ((s,) if isinstance(s, str) else s)}
-  gathered = {embed} if isinstance(embed, str) else set(embed or ())
+  axes = {a for s in spec for a in _names(s)}
 
   @functools.partial(jax.shard_map, in_specs=(jax.P(*spec, None), spec),
-                     out_specs=jax.P(vocab, embed))
+                     out_specs=jax.P(vocab, embed), check_vma=False)
   def local(slope, ids):
     size = rows // (jax.lax.axis_size(vocab) if vocab else 1)
     index, here = _here(ids, size, vocab)
-    varies = axes | ({vocab} if isinstance(vocab, str) else set(vocab or ()))
-    zeros_VD = jax.lax.pcast(jnp.zeros((size, slope.shape[-1]), jnp.float32), tuple(varies),
-                             to="varying")
     slope = jnp.where(here[..., None], slope.astype(jnp.float32), 0)
-    sum_VD = zeros_VD.at[index].add(slope).astype(dtype)
+    sum_VD = jnp.zeros((size, slope.shape[-1]), jnp.float32).at[index].add(slope)
+    alike = tuple(a for a in _names(embed) if a not in axes)  # devices with the same rows
+    sum_VD = (sum_VD / jax.lax.axis_size(alike) if alike else sum_VD).astype(dtype)
     if embed:
       sum_VD = reduce_scatter(sum_VD, embed, dim=1)
-    others = tuple(axes - gathered)
+    others = tuple(a for a in sorted(axes) if a not in _names(embed))
     return (jax.lax.psum(sum_VD, others) if others else sum_VD).astype(jnp.float32)
 
   return local(slope, ids), None
@@ -80,7 +79,7 @@ def _backward(how, ids, slope):
 _lookup.defvjp(_forward, _backward)
 
 
-def reduce_scatter(x: jax.Array, axis: str, *, dim: int) -> jax.Array:
+def reduce_scatter(x: jax.Array, axis: str | tuple[str, ...], *, dim: int) -> jax.Array:
   """Sums a large matrix over devices, each keeping its slice along dim.
 
   The other dim is padded meanwhile: of awkward sizes (128,256 rows, say) the TPU's compiler makes
@@ -93,7 +92,12 @@ def reduce_scatter(x: jax.Array, axis: str, *, dim: int) -> jax.Array:
   return jax.lax.slice_in_dim(x, 0, size, axis=1 - dim)
 
 
-def _here(ids: jax.Array, size: int, vocab: str | None) -> tuple[jax.Array, jax.Array]:
+def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  return () if axes is None else (axes,) if isinstance(axes, str) else axes
+
+
+def _here(ids: jax.Array, size: int, vocab: str | tuple[str, ...] | None
+          ) -> tuple[jax.Array, jax.Array]:
   """Index into this device's slice of the rows, and whether it is in it."""
   index = ids - (jax.lax.axis_index(vocab) * size if vocab else 0)
   here = (index >= 0) & (index < size)

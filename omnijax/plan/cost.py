@@ -21,6 +21,7 @@ from omnijax.plan.chips import Slice
 
 ERROR = 0.16  # the largest miss of the method so far, of time
 _MATMUL, _MEMORY, _CYCLES = 0.90, 0.85, 0.59
+_RAGGED = 0.60  # of peak, of products in groups: assumed
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute",
                 "ragged-all-to-all")
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota",
@@ -80,10 +81,12 @@ class Estimator:
     module: the scheduled HLO.
     where: the slice it is compiled for.
     mesh: its mesh; collectives are named by its axes. Without one they are all "all".
+    experts: of the whole model; work is taken to be shared out evenly among them.
   """
 
-  def __init__(self, module: hlo.Module, where: Slice, mesh: Any = None):
+  def __init__(self, module: hlo.Module, where: Slice, mesh: Any = None, experts: int = 0):
     self.module, self.where, self.chip, self.mesh = module, where, where.chip, mesh
+    self.experts = experts
     self._memo: dict[int, Cost] = {}
 
   def step(self) -> Cost:
@@ -211,6 +214,9 @@ class Estimator:
       flops = attention_flops(i, computation)
       if flops:
         return "attention", flops / (self.chip.attention * self.chip.flops), flops
+      flops = expert_flops(i, computation, self.experts)
+      if flops:
+        return "experts", flops / (_RAGGED * self.chip.flops), flops
       if i.attribute("custom_call_target") in ('"AllocateBuffer"', '"Sharding"'):
         return "memory", 0.0, 0.0
     flops = sum(hlo.matmul_flops(j, c) for j, c in self._inside(i, computation))
@@ -287,6 +293,18 @@ def attention_flops(i: hlo.Instruction, computation: hlo.Computation) -> float:
   # A kernel that makes all three gradients gives those of the queries in parts, by blocks of keys.
   fused = kind[1] == "dkv" and any(len(a.shape) > len(queries) for a in i.outputs)
   return _KERNELS["fused" if fused else kind[1]] * 2.0 * math.prod(queries[:-2]) * T * S * H * share
+
+
+def expert_flops(i: hlo.Instruction, computation: hlo.Computation, experts: int) -> float:
+  """FLOPs of a product in groups, of as many rows as the device's experts get on average."""
+  if not re.match(r"ragged-dot(?!-metadata)", i.name) or not experts:
+    return 0.0
+  arrays = [computation[o].outputs[0].shape for o in i.operands if o in computation
+            and computation[o].outputs[0].kind in ("bf16", "f32")]
+  left, right = (s for s in arrays if len(s) >= 2)
+  mine, *_ = i.outputs[0].shape if len(i.outputs[0].shape) == 3 else right
+  width = right[-1] if len(right) == 2 else i.outputs[0].shape[-1]
+  return 2.0 * left[0] * mine / experts * left[-1] * width
 
 
 def _group(text: str) -> list[int]:

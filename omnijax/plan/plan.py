@@ -120,7 +120,8 @@ def plan(run: config_lib.Run, vocab: vocab_lib.Vocab, where: Slice, *, document:
   else:
     module = hlo.parse(compiled.text)
     memory = _memory(compiled, module)
-    cost = cost_lib.Estimator(module, where, sharding.make_mesh(run.mesh, devices)).step()
+    cost = cost_lib.Estimator(module, where, sharding.make_mesh(run.mesh, devices),
+                              run.model.experts).step()
   out = Plan(run=run, where=where, memory=memory, model_flops=flops, cost=cost,
              text=compiled.text, advice=())
   return out if out.fits else dataclasses.replace(out, advice=_advice(out))
