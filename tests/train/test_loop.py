@@ -186,3 +186,12 @@ def test_hosts_and_workers_see_the_same_batches(records):
     np.testing.assert_array_equal(value, np.concatenate([b[key] for b in two]))
   assert not np.array_equal(two[0]["main"], two[1]["main"])
   assert jax.tree.leaves(one)
+
+
+def test_a_run_over_context_and_experts_writes_samples_too(records, tmp_path):
+  # Rows are spread out in training, and whole on every device where something is written.
+  run = make_run(records, mesh=config.Mesh(data=1, fsdp=1, context=2, expert=2),
+                 model={"experts": 4, "mlp": 32}, train=config.Train(steps=2))
+  loop.train(run, tmp_path / "run")
+  assert any((tmp_path / "run" / "samples").rglob("*.png"))
+  assert len(losses(tmp_path / "run")) == 2
