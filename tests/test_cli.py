@@ -265,12 +265,12 @@ def test_the_readme_tells_the_truth(tmp_path):
   shell = "".join(re.findall(r"```bash\n(.*?)```", README, re.S))
   lines = re.findall(r"^(?:.*\.venv/bin/)?omnijax (.+)$", shell, re.M)
   assert {line.split()[0] for line in lines} == {"quickstart", "prepare", "train", "eval",
-                                                 "generate"}
+                                                 "generate", "plan"}
   for line in lines:
     args, fields = cli._parser().parse_known_args(shlex.split(line))
     assert fields == [] or args.takes_fields
-    if line.startswith("train"):
-      experiment.override(run, fields, "train")
+    if line.startswith(("train", "plan")):
+      experiment.override(run, fields, line)
   root = Path(__file__).parents[1]
   linked = re.findall(r"\]\(([\w./-]+)\)", README)
   assert len(linked) > 6 and [p for p in linked if not (root / p).exists()] == []

@@ -96,7 +96,7 @@ class Estimator:
   def _walk(self, computation: hlo.Computation) -> Cost:
     if id(computation) in self._memo:
       return self._memo[id(computation)]
-    cost, wires, free = Cost(), {}, {"wire": 0.0, "copy": 0.0}
+    cost, wires, free = Cost(), {}, {"wire": 0.0, "copy": 0.0, "network": 0.0}
     for i in computation.values():
       start = cost.seconds
       if i.opcode in ("while", "call", "conditional"):
@@ -105,7 +105,7 @@ class Estimator:
         label = "loop" if i.opcode == "while" else "call"
       elif i.opcode in _FREE:
         continue
-      elif i.opcode.endswith(("-start", "-update")):
+      elif i.opcode.endswith(("-start", "-update")) or i.opcode in ("send", "recv"):
         self._begin(i, computation, cost, wires, free)
         continue
       elif i.opcode.endswith("-done"):
@@ -137,11 +137,21 @@ class Estimator:
     """Something starts that goes on beside what follows."""
     name = self._root(i, computation)
     inner = self._collective(i)
-    if inner is not None:
+    if i.opcode == "recv":  # comes when what was sent for it is through
+      wires[name] = wires.get(_rendezvous(i), _Wire(cost.seconds, None))
+      return
+    if i.opcode == "send":  # over the network between slices, by the runtime of the hosts
+      name, n = _rendezvous(i), self.where.slices
+      booked = cost.collectives.setdefault(("all-reduce", "slices"), Collective())
+      size = 2 * i.outputs[0].bytes * (n - 1) / n
+      seconds, key, lane = size / self.chip.network_rate, ("all-reduce", "slices"), "network"
+      booked.count, booked.bytes = booked.count + 1, booked.bytes + size
+      booked.seconds += seconds
+    elif inner is not None:
       if i.opcode == "call-start":  # its operands come with call-update
         return
       seconds, key = self._send(inner, i, computation, cost)
-      lane: str = "wire"
+      lane = "wire"
     elif i.opcode in ("copy-start", "slice-start", "async-start"):
       seconds, key, lane = i.bytes / 2 / (_MEMORY * self.chip.hbm_rate), None, "copy"
     else:
@@ -267,6 +277,12 @@ def _fusion_bytes(inner: hlo.Computation) -> float:
     changed = out.opcode == "dynamic-update-slice"
     total += inner[out.operands[1]].bytes if changed else out.bytes
   return total
+
+
+def _rendezvous(i: hlo.Instruction) -> str:
+  """What a send and its recv have in common."""
+  found = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', i.rest)
+  return found[1] if found else i.name
 
 
 def _cycles(i: hlo.Instruction) -> float:

@@ -128,6 +128,26 @@ def test_a_gather_beside_other_work_costs_only_the_wait(size, hidden):
     assert work == pytest.approx(out.flops / (0.9 * 459e12), rel=0.01)
 
 
+NETWORK = """\
+HloModule m
+ENTRY %main (x: f32[1000]) -> f32[1000] {
+  %x = f32[1000]{0} parameter(0)
+  %t = token[] after-all()
+  %s = (f32[1000]{0}, u32[], token[]) send(%x, %t), frontend_attributes={HANDSHAKE}
+  %r = (f32[1000]{0}, u32[], token[]) recv(%t), frontend_attributes={HANDSHAKE}
+  %sd = token[] send-done(%s)
+  ROOT %rd = (f32[1000]{0}, token[]) recv-done(%r)
+}
+""".replace("HANDSHAKE", '_xla_host_transfer_rendezvous="all-reduce.1"')
+
+
+def test_sums_over_slices_go_by_the_network():
+  out = cost.Estimator(hlo.parse(NETWORK), chips.parse("v5e:4x4", 4)).step()
+  over = out.collectives["all-reduce", "slices"]
+  assert over.bytes == 2 * 4000 * 3 / 4
+  assert out.seconds == pytest.approx(over.bytes / 6.25e9)
+
+
 def test_topologies_are_told_apart_and_bad_ones_refused():
   two = chips.parse("v5e:16x16", 4)
   assert (two.chips, two.chip.name, two.name) == (1024, "v5e", "v5e:16x16")
