@@ -57,20 +57,11 @@ def rows(q_BSNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segment_BS: ja
     key_segment_BS = segment_BT
     if seq:
       # Keys in the order of the row again. Whole runs of positions move: see `Rules.order`.
-      k_BSKH, v_BSKH, key_segment_BS = (
-        _gather(x, seq)[:, np.argsort(order_S)] for x in (k_BSKH, v_BSKH, segment_BT))
+      gather = lambda x: jax.lax.all_gather(x, seq, axis=1, tiled=True)[:, np.argsort(order_S)]
+      k_BSKH, v_BSKH, key_segment_BS = map(gather, (k_BSKH, v_BSKH, segment_BT))
     return local(kernel, q_BTNH, k_BSKH, v_BSKH, segment_BT, key_segment_BS)
 
   return run(kernel, q_BSNH, k_BSKH, v_BSKH, segment_BS)
-
-
-def _gather(x_BT: jax.Array, axis: str) -> jax.Array:
-  """Positions [B, T, ...] of all devices along an axis, one device's after another's.
-
-  They lead meanwhile: of a dim inside, the TPU's compiler would sum gradients by all-reduces.
-  """
-  x_TB = jnp.moveaxis(x_BT, 1, 0)
-  return jnp.moveaxis(jax.lax.all_gather(x_TB, axis, axis=0, tiled=True), 0, 1)
 
 
 def _splash_kernel(order_S: np.ndarray, heads: int, ways: int, blocks: tuple[int, int]) -> Any:
