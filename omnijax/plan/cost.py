@@ -148,7 +148,7 @@ class Estimator:
       booked.count, booked.bytes = booked.count + 1, booked.bytes + size
       booked.seconds += seconds
     elif inner is not None:
-      if i.opcode == "call-start":  # its operands come with call-update
+      if i.opcode == "call-start" and not i.operands:  # they come with call-update
         return
       seconds, key = self._send(inner, i, computation, cost)
       lane = "wire"

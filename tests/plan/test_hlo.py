@@ -114,10 +114,16 @@ ENTRY %main (w: bf16[64,4096], x: bf16[SIZE,4096], y: bf16[4096,4096]) -> bf16[S
 """
 
 
+# Older compilers give the operands at the start.
+OLDER = SCHEDULE.replace("call-start()", "call-start(%w)").replace("call-done(%u)", "call-done(%s)")
+OLDER = "".join(line for line in OLDER.splitlines(True) if "call-update" not in line)
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, OLDER], ids=["update", "start"])
 @pytest.mark.parametrize("size,hidden", [(65536, True), (8, False)])
-def test_a_gather_beside_other_work_costs_only_the_wait(size, hidden):
+def test_a_gather_beside_other_work_costs_only_the_wait(size, hidden, schedule):
   where = chips.parse("v5p:4x4x4")
-  out = cost.Estimator(hlo.parse(SCHEDULE.replace("SIZE", str(size))), where).step()
+  out = cost.Estimator(hlo.parse(schedule.replace("SIZE", str(size))), where).step()
   gather = out.collectives["all-gather", "all"]
   assert gather.count == 1 and gather.bytes == pytest.approx(4096 * 4096 * 2 * 63 / 64)
   assert (gather.exposed == 0) == hidden
