@@ -25,6 +25,8 @@ PLANS = {
   # The shapes of llama3.1-8b in MaxText: its vocabulary, hardly any speech.
   "omni_8b.v5p_4x4x4_text": "omni_8b.py --topology v5p:4x4x4 --tokenizers.text-size 127872 "
                             "--tokenizers.image-size 128 --data.frames 16",
+  "omni_mini.v5e_4x4": "omni_mini.py --topology v5e:4x4",
+  "omni_1b.v5e_8x8": "omni_1b.py --topology v5e:8x8",
   "omni_moe.v5p_8x8x4": "omni_moe.py --topology v5p:8x8x4",
 }
 

@@ -283,35 +283,33 @@ def _recogniser() -> Any:
     return None
 
 
-def _train(args: argparse.Namespace, fields: list[str]) -> None:
-  if args.experiment is None:
-    if args.help:
-      args.parser.print_help()
-      return
-    _need(args, "experiment")
+def _experiment(args: argparse.Namespace, fields: list[str], need: str) -> config.Run:
+  """The run of an experiment with its fields changed; `--help` shows the command's, or those.
+
+  Args:
+    need: the option that the command can't do without.
+  """
+  if args.experiment is None and args.help:
+    args.parser.print_help()
+    raise SystemExit(0)
+  _need(args, "experiment")
   run = experiment.load(args.experiment)
-  prog = f"omnijax train {args.experiment}"
+  prog = f"{args.parser.prog} {args.experiment}"
   if args.help:
-    experiment.override(run, ["-h"], f"{prog} --run-dir DIR")
-  _need(args, "run_dir")
-  run = experiment.override(run, fields, prog)
+    experiment.override(run, ["-h"], f"{prog} --{need.replace('_', '-')} {need.upper()}")
+  _need(args, need)
+  return experiment.override(run, fields, prog)
+
+
+def _train(args: argparse.Namespace, fields: list[str]) -> None:
+  run = _experiment(args, fields, "run_dir")
   from omnijax.train import loop
 
   loop.train(run, args.run_dir)
 
 
 def _plan(args: argparse.Namespace, fields: list[str]) -> None:
-  if args.experiment is None:
-    if args.help:
-      args.parser.print_help()
-      return
-    _need(args, "experiment")
-  run = experiment.load(args.experiment)
-  prog = f"omnijax plan {args.experiment}"
-  if args.help:
-    experiment.override(run, ["-h"], f"{prog} --topology CHIP:SHAPE")
-  _need(args, "topology")
-  run = experiment.override(run, fields, prog)
+  run = _experiment(args, fields, "topology")
   os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the TPU is compiled for, not used
   from omnijax.plan import command
 

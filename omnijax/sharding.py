@@ -18,6 +18,11 @@ from omnijax import config as config_lib
 AXES = ("data", "fsdp", "context", "expert", "tensor")
 
 
+def axes_of(dim: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  """The mesh axes in one entry of a partition."""
+  return () if dim is None else (dim,) if isinstance(dim, str) else dim
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rules:
   """Logical axis -> mesh axes. Parameters shard on `embed`, activations on `batch` and `seq`."""
@@ -55,7 +60,7 @@ class Rules:
   def mesh_axes(self, axis: str | None) -> tuple[str, ...]:
     """The mesh axes of more than one device that a logical axis lives on."""
     sizes = jax.sharding.get_abstract_mesh().shape
-    return tuple(n for n in _names(getattr(self, axis) if axis else None) if sizes.get(n, 1) > 1)
+    return tuple(n for n in axes_of(getattr(self, axis) if axis else None) if sizes.get(n, 1) > 1)
 
   def order(self, length: int) -> np.ndarray:
     """How the positions of a row are laid out over devices: int32 [length], places in the row.
@@ -119,7 +124,8 @@ def make_mesh(mesh: config_lib.Mesh, devices: list[Any] | None = None) -> Mesh:
       devices = devices[: math.prod(shape)]
   sizes = mesh_shape(mesh, len(devices))
   explicit = (AxisType.Explicit,) * len(AXES)
-  slices = len({getattr(d, "slice_index", None) for d in devices})
+  # Hosts with GPUs have this number, too, but no torus that ends with them.
+  slices = len({getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"}) or 1
   if slices == 1:
     try:
       return Mesh(mesh_utils.create_device_mesh(sizes, devices), AXES, axis_types=explicit)
@@ -140,12 +146,14 @@ def check_divides(run: config_lib.Run, mesh: Mesh, rules: Rules = RULES) -> None
   Raises:
     ValueError: the size, the axes, their product, and the nearest sizes that work.
   """
-  m, rows = run.model, run.data.rows // run.optim.accumulate
-  context = math.prod(mesh.shape[a] for a in _names(rules.seq))
+  m, d, rows = run.model, run.data, run.data.rows // run.optim.accumulate
+  ways = math.prod(mesh.shape[a] for a in axes_of(rules.seq))
+  if ways > 1 and d.positions % (2 * ways):
+    raise ValueError(f"data.positions is {d.positions}; with {ways} devices along a row it must be "
+                     f"a multiple of {2 * ways}, an early and a late run of positions for each.")
   sizes = {
     "data.rows / optim.accumulate": (rows, "batch"),
-    "data.positions / 2": (run.data.positions // 2 if context > 1 else context, "seq"),
-    "data.rows * data.frames": (rows * run.data.frames, "flat"),
+    "data.rows / optim.accumulate * frames": (rows * (d.depth_frames or d.frames), "flat"),
     "model.dim": (m.dim, "embed"), "model.depth_dim": (m.depth_dim, "embed"),
     "model.heads": (m.heads, "heads"), "model.kv_heads": (m.kv_heads, "kv_heads"),
     "model.experts": (m.experts, "experts"), "model.mlp": (m.mlp, "mlp"),
@@ -153,17 +161,13 @@ def check_divides(run: config_lib.Run, mesh: Mesh, rules: Rules = RULES) -> None
     "model.depth_heads": (m.depth_heads, "heads"),
   }
   for name, (size, axis) in sizes.items():
-    axes = _names(getattr(rules, axis))
+    axes = axes_of(getattr(rules, axis))
     ways = math.prod(mesh.shape[a] for a in axes)
     if size % ways:
       low, high = size // ways * ways, -(-size // ways) * ways
       near = " or ".join(str(n) for n in (low, high) if n)
       raise ValueError(f"{name} is {size}, which mesh axes {axes} of product {ways} don't "
                        f"divide; use {near}, or change the mesh.")
-
-
-def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
-  return () if axes is None else (axes,) if isinstance(axes, str) else axes
 
 
 def place(batch: dict[str, np.ndarray], rules: Rules = RULES) -> dict[str, jax.Array]:

@@ -69,6 +69,10 @@ def _splash_kernel(order_S: np.ndarray, heads: int, ways: int, blocks: tuple[int
   from jax.experimental.pallas.ops.tpu import splash_attention as splash
   S = len(order_S)
   q, k = min(blocks[0], S // ways), min(blocks[1], S)
+  if S // ways % q or S % k or q % _LANES or k % _LANES:
+    raise ValueError(f"a device has {S // ways} of a row's {S} positions, and model."
+                     f"attention_blocks are {blocks}; on a TPU both blocks must be multiples of "
+                     f"{_LANES} and divide those: change data.positions or the blocks.")
   # Each block of keys gives a part of the gradient of all queries: fewer blocks for long rows, as
   # long as they fit into the 16 MiB of a chip's vector memory.
   wide = max(k, min(S // 16, 2048))

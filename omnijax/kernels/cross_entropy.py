@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from omnijax.kernels.embedding import reduce_scatter
+from omnijax.sharding import axes_of
 
 
 class Nats(NamedTuple):
@@ -109,29 +110,25 @@ def _run(chunk, with_grads, hidden_BSD, w_DV, labels_BS, weight_BS, z_weight_BS)
 
     parts = tuple(map(split, (hidden_BSD, labels_BS, weight_BS, z_weight_BS)))
     # The sum of gradients differs from device to device until it is added up below.
-    varies = tuple({*_names(batch), *_names(seq), *_names(embed), *_names(vocab)})
+    varies = tuple({*axes_of(batch), *axes_of(seq), *axes_of(embed), *axes_of(vocab)})
     start_DV = jnp.zeros(whole_DV.shape if with_grads else (), jnp.float32)
     start_DV = jax.lax.pcast(start_DV, varies, to="varying")
     dw_DV, ((nll_NC, log_z_NC), dhidden_NCD) = jax.lax.scan(body, start_DV, parts)
     join = lambda x, *shape: x.reshape(N * C, *shape)[: B * S].reshape(B, S, *shape)
     nll_BS, log_z_BS = join(nll_NC), join(log_z_NC)
     total = jnp.sum(weight_BS * nll_BS + z_weight_BS * jnp.square(log_z_BS))
-    out = jax.lax.psum(total, _names(batch) + _names(seq)), nll_BS, log_z_BS
+    out = jax.lax.psum(total, axes_of(batch) + axes_of(seq)), nll_BS, log_z_BS
     if not with_grads:
       return out, None
     # Over devices in the type of the products, as everywhere else.
     dw_DV = dw_DV.astype(dtype)
     if embed:
       dw_DV = reduce_scatter(dw_DV, embed, dim=0)
-    others = tuple(a for a in _names(batch) + _names(seq) if a not in _names(embed))
+    others = tuple(a for a in axes_of(batch) + axes_of(seq) if a not in axes_of(embed))
     dw_DV = _over(jax.lax.psum, dw_DV, others).astype(jnp.float32)
     return out, (join(dhidden_NCD, D), dw_DV)
 
   return local(hidden_BSD, w_DV, labels_BS, weight_BS, z_weight_BS)
-
-
-def _names(axes) -> tuple[str, ...]:
-  return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
 
 
 def _over(reduce, x, axes):

@@ -8,6 +8,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from omnijax.sharding import axes_of
+
 
 def lookup(table_VD: jax.Array, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
   """Rows [..., D] of a table for ids of any shape, laid out over devices as the ids are.
@@ -57,7 +59,7 @@ def _forward(how, table_VD, ids):
 def _backward(how, ids, slope):
   dtype, rows, (vocab, embed) = how
   spec = jax.typeof(ids).sharding.spec
-  axes = {a for s in spec for a in _names(s)}
+  axes = {a for s in spec for a in axes_of(s)}
 
   @functools.partial(jax.shard_map, in_specs=(jax.P(*spec, None), spec),
                      out_specs=jax.P(vocab, embed), check_vma=False)
@@ -66,11 +68,11 @@ def _backward(how, ids, slope):
     index, here = _here(ids, size, vocab)
     slope = jnp.where(here[..., None], slope.astype(jnp.float32), 0)
     sum_VD = jnp.zeros((size, slope.shape[-1]), jnp.float32).at[index].add(slope)
-    alike = tuple(a for a in _names(embed) if a not in axes)  # devices with the same rows
+    alike = tuple(a for a in axes_of(embed) if a not in axes)  # devices with the same rows
     sum_VD = (sum_VD / jax.lax.axis_size(alike) if alike else sum_VD).astype(dtype)
     if embed:
       sum_VD = reduce_scatter(sum_VD, embed, dim=1)
-    others = tuple(a for a in sorted(axes) if a not in _names(embed))
+    others = tuple(a for a in sorted(axes) if a not in axes_of(embed))
     return (jax.lax.psum(sum_VD, others) if others else sum_VD).astype(jnp.float32)
 
   return local(slope, ids), None
@@ -90,10 +92,6 @@ def reduce_scatter(x: jax.Array, axis: str | tuple[str, ...], *, dim: int) -> ja
   x = jnp.pad(x, ((0, pad), (0, 0)) if dim else ((0, 0), (0, pad)))
   x = jax.lax.psum_scatter(x, axis, scatter_dimension=dim, tiled=True)
   return jax.lax.slice_in_dim(x, 0, size, axis=1 - dim)
-
-
-def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
-  return () if axes is None else (axes,) if isinstance(axes, str) else axes
 
 
 def _here(ids: jax.Array, size: int, vocab: str | tuple[str, ...] | None

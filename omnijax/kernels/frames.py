@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from omnijax.sharding import axes_of
+
 
 def scatter_add(x_BSD: jax.Array, at_BF: jax.Array, frame_BFD: jax.Array, *, order_S: np.ndarray
                 ) -> jax.Array:
@@ -31,9 +33,6 @@ def scatter_add(x_BSD: jax.Array, at_BF: jax.Array, frame_BFD: jax.Array, *, ord
 
 def gather(x_BSD: jax.Array, at_BF: jax.Array, *, order_S: np.ndarray) -> jax.Array:
   """x at each frame's position, [L, D], of which every device takes a part; 0 at position S.
-
-  Raises:
-    ValueError: the frames of a device's rows can't be shared out over the devices of a row.
   """
   batch, seq, _ = jax.typeof(x_BSD).sharding.spec
   pick = jax.vmap(lambda x_SD, at_F: x_SD.at[at_F].get(mode="fill", fill_value=0))
@@ -42,18 +41,12 @@ def gather(x_BSD: jax.Array, at_BF: jax.Array, *, order_S: np.ndarray) -> jax.Ar
     return picked_BFD.reshape(-1, picked_BFD.shape[-1])
 
   @functools.partial(jax.shard_map, in_specs=(jax.P(batch, seq, None), jax.P(batch)),
-                     out_specs=flat(batch, seq))
+                     out_specs=jax.P(axes_of(batch) + axes_of(seq)))
   def local(x_BTD, at_BF):
     mine_BFD = pick(x_BTD, _here(at_BF, order_S, x_BTD.shape[1], seq))
     return jax.lax.psum_scatter(mine_BFD.reshape(-1, mine_BFD.shape[-1]), seq, tiled=True)
 
   return local(x_BSD, at_BF)
-
-
-def flat(batch, seq) -> jax.P:
-  """The partition of the first dim of L = B * F, rows first."""
-  names = lambda axes: () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
-  return jax.P(names(batch) + names(seq))
 
 
 def _here(at_BF: jax.Array, order_S: np.ndarray, here: int, seq: str) -> jax.Array:

@@ -30,7 +30,6 @@ class Chip:
   clock: float  # Hz
   # Attention's kernel: its share of peak, as published step times of MaxText suggest.
   attention: float
-  devices: int = 1  # that jax sees in a chip
 
 
 CHIPS = {c.name: c for c in (

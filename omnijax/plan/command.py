@@ -32,6 +32,9 @@ def run(settings: config_lib.Run, topology: str, slices: int, *, document: int |
     ModuleNotFoundError: the TPU's compiler isn't installed.
   """
   where = chips.parse(topology, slices)
+  for name, value in (("document", document), ("price", price)):
+    if value is not None and value <= 0:
+      raise ValueError(f"--{name} is {value}; it must be greater than 0.")
   for path in (json, html, hlo):
     if path is not None and not path.absolute().parent.is_dir():
       raise ValueError(f"can't write {path}: there is no directory {path.absolute().parent}.")

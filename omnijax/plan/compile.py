@@ -4,6 +4,7 @@ B rows  S positions  F frames  P frames with targets  Q codebooks
 """
 
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -68,12 +69,5 @@ def train_step(run: config_lib.Run, vocab: vocab_lib.Vocab, devices: list[Any]) 
 
 def _bytes(tree: Any) -> int:
   """Bytes of one device's part."""
-  return sum(x.dtype.itemsize * _size(x.sharding.shard_shape(x.shape))
+  return sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
              for x in jax.tree.leaves(tree))
-
-
-def _size(shape: tuple[int, ...]) -> int:
-  out = 1
-  for n in shape:
-    out *= n
-  return out

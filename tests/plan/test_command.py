@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import re
+import sys
 
 import pytest
 
@@ -61,8 +63,31 @@ def test_what_does_not_fit_says_what_would(experiment, capsys):
   ([], "--topology is missing"),
   (["--topology", "v5p:2x2x1", "--json", "/nowhere/at/all.json"], "no directory"),
   (["--topology", "v5p:2x2x1", "--mesh.fsdpp", "4"], "did you mean --mesh.fsdp"),
+  (["--topology", "v5p:2x2x1", "--price", "-1"], "--price is -1.0; it must be greater than 0"),
+  (["--topology", "v5p:2x2x1", "--data.frames", "2000"], "frames is 2000, more than .* 1024"),
 ])
 def test_bad_input_is_one_line(experiment, arguments, message, capsys):
-  import re
   assert cli.main(["plan", str(experiment), *arguments]) == 2
   assert re.search(message, capsys.readouterr().err)
+
+
+def test_without_the_compiler_it_says_how_to_get_it(experiment, capsys, monkeypatch):
+  monkeypatch.setitem(sys.modules, "libtpu", None)
+  assert cli.main(["plan", str(experiment), "--topology", "v5p:2x2x1"]) == 2
+  assert 'pip install "omnijax[tpu]"' in capsys.readouterr().err
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize("arguments,message", [
+  (["--topology", "v5e:3x3"], r"knows no topology v5e:3x3.*v5e:4x4"),
+  (["--topology", "v5p:4x4x4"], r"mesh .*'fsdp': 4.* and there are 64"),
+  (["--topology", "v5p:4x4x4", "--mesh.fsdp", "8", "--mesh.context", "8"],
+   r"can't be laid on these devices.*product of the topology's"),
+  (["--topology", "v5e:4x4", "--slices", "2", "--mesh.fsdp", "32"],
+   r"mesh.data is 1 and there are 2 slices.*multiple of 2"),
+  (["--topology", "v5e:2x2", "--data.positions", "1000"],
+   r"1000 positions.*attention_blocks are \(1024, 1024\).*multiples of 128"),
+])
+def test_a_mesh_that_does_not_fit_is_one_line(experiment, arguments, message, capsys):
+  assert cli.main(["plan", str(experiment), *arguments]) == 2
+  assert re.search(message, capsys.readouterr().err.splitlines()[-1])
