@@ -80,16 +80,18 @@ def parse(text: str, slices: int = 1) -> Slice:
   """A slice from its name, such as v5p:4x4x4.
 
   Raises:
-    ValueError: no such chip, or not the chip's number of dims.
+    ValueError: no such chip, not the chip's number of dims, or no slice.
   """
   found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", text)
   chip = CHIPS.get(found[1]) if found else None
   if not found or not chip:
     raise ValueError(f"unknown topology {text!r}. {_examples()}")
   shape = tuple(int(n) for n in found[2].split("x"))
-  if len(shape) != chip.dims or min(shape) < 1 or slices < 1:
-    raise ValueError(f"topology {text!r} in {slices} slices: {chip.name} is wired in {chip.dims} "
-                     f"dims. {_examples()}")
+  if len(shape) != chip.dims or min(shape) < 1:
+    raise ValueError(f"topology {text!r} has {len(shape)} dims; {chip.name} is wired in "
+                     f"{chip.dims}. {_examples()}")
+  if slices < 1:
+    raise ValueError(f"--slices is {slices}; wanted 1 or more.")
   return Slice(chip, shape, slices)
 
 

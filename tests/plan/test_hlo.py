@@ -160,3 +160,5 @@ def test_topologies_are_told_apart_and_bad_ones_refused():
   for bad in ("v5p:4x4", "v9:2x2", "v5p", "v5e:0x4", ""):
     with pytest.raises(ValueError, match=r"v5e:16x16.*v5p:4x4x4"):
       chips.parse(bad)
+  with pytest.raises(ValueError, match=r"--slices is 0; wanted 1 or more"):
+    chips.parse("v5e:4x4", 0)
