@@ -26,7 +26,7 @@ class Moe(nnx.Module):
 
   def __init__(self, cfg: config_lib.Model, rules: Rules, *, out_std: float, rngs: nnx.Rngs):
     D, E, F = cfg.dim, cfg.experts, cfg.mlp
-    self.rules, self.k, self.own = rules, cfg.experts_per_token, cfg.modality_experts
+    self.k, self.own = cfg.experts_per_token, cfg.modality_experts
     axes = ("experts", "embed", "mlp")
     self.router_DE = param(rngs, (D, E), (None, None), rules, std=D**-0.5)
     self.router_ME = param(rngs, (len(self.own), E), (None, None), rules, std=0.0)

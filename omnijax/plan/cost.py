@@ -49,11 +49,6 @@ class Cost:
   # (start, seconds, what) in the order of the schedule, loops as a whole.
   timeline: list[tuple[float, float, str]] = dataclasses.field(default_factory=list)
 
-  @property
-  def exposed(self) -> float:
-    """Seconds of waiting for collectives and copies."""
-    return self.by_kind["wait"]
-
   def add(self, other: "Cost", times: int) -> None:
     """Runs another computation so many times, here."""
     self.seconds += other.seconds * times

@@ -5,12 +5,9 @@ XLA's (xla/hlo/parser).
 """
 
 import dataclasses
-import functools
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2,
           "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "token": 0}
@@ -49,14 +46,6 @@ class Instruction:
     """A plain attribute such as `calls` or `dim_labels`, without a leading %."""
     found = re.search(rf"[ ,]{key}=%?([^\s,]+)", self.rest)
     return found[1] if found else None
-
-  @functools.cached_property
-  def backend(self) -> Mapping[str, Any]:
-    """The backend's configuration: the TPU's has `estimated_cycles` of most fusions."""
-    start = self.rest.find("backend_config={")
-    if start < 0:
-      return {}
-    return json.JSONDecoder().raw_decode(self.rest[start + len("backend_config="):])[0]
 
   @property
   def op_name(self) -> str:
