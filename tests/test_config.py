@@ -130,8 +130,8 @@ def test_a_step_in_time_by_row_or_by_column_turns_something(path):
   for axis in range(3):
     position_BS3 = np.zeros((1, 2, 3), np.int32)
     position_BS3[0, 1, axis] = 1
-    cos_BS1P, _ = rope.angles(position_BS3, model.head_dim, model.rope_theta, model.rope_split)
-    assert np.arccos(np.asarray(cos_BS1P)[0, 1]).max() > 0.3, axis
+    cos_BS1H, _ = rope.angles(position_BS3, model.head_dim, model.rope_theta, model.rope_split)
+    assert np.arccos(np.asarray(cos_BS1H)[0, 1]).max() > 0.3, axis
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)

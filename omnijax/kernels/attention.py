@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from omnijax.kernels import compiler, context, sums
+
 MASKED = -1e30  # finite, so that a query with no key gives a mean and not NaN
 SAVED = "attention"  # what the backward pass needs of the forward one, for remat policies
 _CHUNK = 512  # queries that the plain attention takes at once
@@ -41,10 +43,11 @@ def rows(q_BSNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segment_BS: ja
   batch, seq, heads, _ = jax.typeof(q_BSNH).sharding.spec
   wide, at = jax.P(batch, seq, heads, None), jax.P(batch, seq)
   order_S = np.asarray(order_S, np.int32)
+  place_S = np.argsort(order_S)
   kernel: Any = jax.reshard(jnp.asarray(order_S), jax.P(seq))
   spec: Any = jax.P(seq)
   local: Callable[..., jax.Array] = _chunked
-  if mesh.abstract_device.platform == "tpu" or _INTERPRET:
+  if compiler.platform() == "tpu" or _INTERPRET:
     ways = lambda axis: mesh.shape[axis] if axis else 1
     kernel = _splash_kernel(order_S, q_BSNH.shape[2] // ways(heads), ways(seq), blocks)
     spec = kernel.manual_sharding_spec(jax.NamedSharding(mesh, jax.P(None, seq)))
@@ -56,9 +59,8 @@ def rows(q_BSNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segment_BS: ja
   def run(kernel, q_BTNH, k_BSKH, v_BSKH, segment_BT):
     key_segment_BS = segment_BT
     if seq:
-      # Keys in the order of the row again. Whole runs of positions move: see `Rules.order`.
-      gather = lambda x: jax.lax.all_gather(x, seq, axis=1, tiled=True)[:, np.argsort(order_S)]
-      k_BSKH, v_BSKH, key_segment_BS = map(gather, (k_BSKH, v_BSKH, segment_BT))
+      k_BSKH, v_BSKH = context.whole(seq, k_BSKH), context.whole(seq, v_BSKH)
+      key_segment_BS = jax.lax.all_gather(segment_BT, seq, axis=1, tiled=True)[:, place_S]
     return local(kernel, q_BTNH, k_BSKH, v_BSKH, segment_BT, key_segment_BS)
 
   return run(kernel, q_BSNH, k_BSKH, v_BSKH, segment_BS)
@@ -96,9 +98,26 @@ def _splash(kernel: Any, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array
     x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, -H % _LANES)))
     return jnp.moveaxis(x, 2, 1)
 
-  o_BNTH = jax.vmap(kernel)(lead(q_BTNH * H**-0.5), lead(k_BSKH), lead(v_BSKH),
-                            SegmentIds(segment_BT, key_segment_BS))
+  o_BNTH = _kernel(kernel, lead(q_BTNH * H**-0.5), lead(k_BSKH), lead(v_BSKH),
+                   SegmentIds(segment_BT, key_segment_BS))
   return jnp.moveaxis(o_BNTH, 1, 2)[..., :H]
+
+
+@jax.custom_vjp
+def _kernel(kernel: Any, *args: Any) -> jax.Array:
+  return jax.vmap(kernel)(*args)
+
+
+def _kernel_forward(kernel: Any, *args: Any) -> tuple[jax.Array, Any]:
+  return jax.vjp(jax.vmap(kernel), *args)
+
+
+def _kernel_backward(vjp: Any, slope: jax.Array) -> tuple[Any, ...]:
+  # The gradients of queries come in parts, one for each block of keys.
+  return None, *sums.by_addition(vjp)(slope)
+
+
+_kernel.defvjp(_kernel_forward, _kernel_backward)
 
 
 def _chunked(index_T: jax.Array, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array,

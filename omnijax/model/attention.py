@@ -28,8 +28,8 @@ class Cache(NamedTuple):
 class Context(NamedTuple):
   """What every layer needs to know about the positions it works on."""
 
-  cos_BT1P: jax.Array
-  sin_BT1P: jax.Array
+  cos_BT1H: jax.Array
+  sin_BT1H: jax.Array
   segment_BT: jax.Array
   modality_BT: jax.Array
   order_T: np.ndarray | None  # of whole rows: see `Rules.order`
@@ -54,15 +54,14 @@ class Attention(nnx.Module):
   def __call__(self, x_BTD: jax.Array, ctx: Context,
                cache: Cache | None) -> tuple[jax.Array, Cache | None]:
     """Attends within the row, or against the cache after writing the new positions to it."""
-    v_BTKH = dense(x_BTD, self.w_v_DKH[...])
-    q_BTNH = rms_norm(dense(x_BTD, self.w_q_DNH[...]), self.q_gain_H[...], self.eps)
-    k_BTKH = rms_norm(dense(x_BTD, self.w_k_DKH[...]), self.k_gain_H[...], self.eps)
-    q_BTNH = rope.rotate(q_BTNH, ctx.cos_BT1P, ctx.sin_BT1P)
-    k_BTKH = rope.rotate(k_BTKH, ctx.cos_BT1P, ctx.sin_BT1P)
+    q_BTNH, k_BTKH, v_BTKH = (checkpoint_name(dense(x_BTD, w[...]), name) for w, name in (
+      (self.w_q_DNH, "query"), (self.w_k_DKH, "key"), (self.w_v_DKH, "value")))
+    q_BTNH = rms_norm(q_BTNH, self.q_gain_H[...], self.eps)
+    k_BTKH = rms_norm(k_BTKH, self.k_gain_H[...], self.eps)
+    q_BTNH = rope.rotate(q_BTNH, ctx.cos_BT1H, ctx.sin_BT1H)
+    k_BTKH = rope.rotate(k_BTKH, ctx.cos_BT1H, ctx.sin_BT1H)
     if cache is None:
       assert ctx.order_T is not None
-      q_BTNH, k_BTKH, v_BTKH = (checkpoint_name(x, name) for x, name in (
-        (q_BTNH, "query"), (k_BTKH, "key"), (v_BTKH, "value")))
       o_BTNH = kernels.rows(q_BTNH, k_BTKH, v_BTKH, ctx.segment_BT, order_S=ctx.order_T,
                             blocks=self.blocks)
     else:

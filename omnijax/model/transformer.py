@@ -25,8 +25,8 @@ from omnijax.sharding import Rules
 
 _KEEP = jax.checkpoint_policies
 _REMAT = {
-  "minimal": _KEEP.save_from_both_policies(_KEEP.dots_with_no_batch_dims_saveable,
-                                           _KEEP.save_only_these_names(kernels.SAVED)),
+  "minimal": _KEEP.save_only_these_names("query", "key", "value", kernels.SAVED, "attended",
+                                         "gate", "up"),
   "full": _KEEP.nothing_saveable,
 }
 

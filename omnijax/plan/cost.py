@@ -26,6 +26,7 @@ _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "col
                 "ragged-all-to-all")
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota",
          "partition-id", "replica-id", "opt-barrier", "domain", "add-dependency")
+_FREE_CALLS = ('"AllocateBuffer"', '"Sharding"', '"ConcatBitcast"', '"AssumeGatherIndicesInBound"')
 
 
 @dataclasses.dataclass
@@ -148,7 +149,8 @@ class Estimator:
       seconds, key = self._send(inner, i, computation, cost)
       lane = "wire"
     elif i.opcode in ("copy-start", "slice-start", "async-start"):
-      seconds, key, lane = i.bytes / 2 / (_MEMORY * self.chip.hbm_rate), None, "copy"
+      moved = i.outputs[1].bytes if i.opcode == "slice-start" else i.bytes / 2
+      seconds, key, lane = moved / (_MEMORY * self.chip.hbm_rate), None, "copy"
     else:
       return
     begun = max(cost.seconds, free[lane])
@@ -217,7 +219,7 @@ class Estimator:
       flops = expert_flops(i, computation, self.experts)
       if flops:
         return "experts", flops / (_RAGGED * self.chip.flops), flops
-      if i.attribute("custom_call_target") in ('"AllocateBuffer"', '"Sharding"'):
+      if i.attribute("custom_call_target") in _FREE_CALLS:
         return "memory", 0.0, 0.0
     flops = sum(hlo.matmul_flops(j, c) for j, c in self._inside(i, computation))
     moved = self._bytes(i, computation) / (_MEMORY * self.chip.hbm_rate)
@@ -233,16 +235,17 @@ class Estimator:
           yield from self._inside(j, inner)
 
   def _bytes(self, i: hlo.Instruction, computation: hlo.Computation) -> float:
-    """Bytes to and from memory; of a slice taken from, or put into, something large only itself."""
+    """Bytes to and from HBM; of a slice taken from, or put into, something large only itself."""
     if i.opcode == "fusion":
       (inner, _), = self.module.called(i)
       return _fusion_bytes(inner)
     if i.opcode in ("dynamic-slice", "gather", "slice"):
-      return 2 * i.bytes
+      whole = computation[i.operands[0]]
+      return (i.bytes if whole.far_bytes else 0) + i.far_bytes
     if i.opcode == "dynamic-update-slice":
-      return 2 * computation[i.operands[1]].bytes
-    inputs = sum(computation[o].bytes for o in i.operands if o in computation)
-    return inputs + i.bytes
+      return 2 * computation[i.operands[1]].far_bytes
+    inputs = sum(computation[o].far_bytes for o in i.operands if o in computation)
+    return inputs + i.far_bytes
 
 
 def _fusion_bytes(inner: hlo.Computation) -> float:
@@ -256,12 +259,14 @@ def _fusion_bytes(inner: hlo.Computation) -> float:
       continue
     used = users[p.name]
     if used and all(u.opcode in ("dynamic-slice", "gather", "slice") for u in used):
-      total += sum(u.bytes for u in used)
+      total += 0 if p.outputs[0].near else sum(u.bytes for u in used)
     elif not (used and all(u.opcode == "dynamic-update-slice" and u.operands[0] == p.name
                            for u in used)):
-      total += p.bytes
+      total += p.far_bytes
   outputs = [inner[o] for o in last.operands] if last.opcode == "tuple" else [last]
   for out in outputs:
+    if out.outputs[0].near:
+      continue
     while out.opcode in ("bitcast", "copy") and out.operands[0] in inner:
       out = inner[out.operands[0]]
     changed = out.opcode == "dynamic-update-slice"

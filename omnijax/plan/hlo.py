@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2,
           "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "token": 0}
-_ARRAY = re.compile(r"([a-z]+[0-9]*(?:e[0-9]m[0-9][a-z]*)?)\[([0-9,]*)\]")
+_ARRAY = re.compile(r"([a-z]+[0-9]*(?:e[0-9]m[0-9][a-z]*)?)\[([0-9,]*)\](\{[^{}]*\})?")
 _HEAD = re.compile(r"^\s*(ROOT )?%?([\w.-]+) = ")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{\s*$")
 
@@ -22,10 +22,16 @@ class Array:
 
   kind: str
   shape: tuple[int, ...]
+  near: bool = False  # in the vector memory of a TPU's core
 
   @property
   def bytes(self) -> float:
     return math.prod(self.shape) * _BYTES.get(self.kind, 1)
+
+  @property
+  def far_bytes(self) -> float:
+    """Bytes that are moved to read or write it."""
+    return 0 if self.near else self.bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +47,10 @@ class Instruction:
   @property
   def bytes(self) -> float:
     return sum(a.bytes for a in self.outputs)
+
+  @property
+  def far_bytes(self) -> float:
+    return sum(a.far_bytes for a in self.outputs)
 
   def attribute(self, key: str) -> str | None:
     """A plain attribute such as `calls` or `dim_labels`, without a leading %."""
@@ -186,8 +196,8 @@ def _instruction(line: str) -> Instruction | None:
   arguments = rest[len(opcode) + 1 : close - 1]
   literal = opcode in ("constant", "parameter", "iota")
   operands = () if literal else tuple(re.findall(r"%([\w.-]+)", arguments))
-  outputs = tuple(Array(k, tuple(int(n) for n in dims.split(",") if n))
-                  for k, dims in _ARRAY.findall(re.sub(r"\{[^{}]*\}", "", shape)))
+  outputs = tuple(Array(kind, tuple(int(n) for n in dims.split(",") if n), "S(1)" in layout)
+                  for kind, dims, layout in _ARRAY.findall(shape))
   attributes = (arguments if literal else "") + " " + rest[close:]
   return Instruction(head[2], opcode, outputs, operands, attributes)
 
