@@ -40,8 +40,9 @@ def _backward(axis: Axis, _: None, slope_BSKH: jax.Array) -> tuple[jax.Array]:
   R = S // (2 * c)
   slope_MnRH = jnp.moveaxis(slope_BSKH, 2, 1).reshape(B * K, 2 * c, R, H)
   sent_nMRH = _move(slope_MnRH, _order(c), 1, 0)
-  sum_2BKRH = jax.lax.psum_scatter(sent_nMRH.reshape(-1, H), axis, tiled=True).reshape(2, B, K, R, H)
-  return jnp.transpose(sum_2BKRH, (1, 0, 3, 2, 4)).reshape(B, 2 * R, K, H),
+  sum_XH = jax.lax.psum_scatter(sent_nMRH.reshape(-1, H), axis, tiled=True)
+  sum_B2RKH = jnp.transpose(sum_XH.reshape(2, B, K, R, H), (1, 0, 3, 2, 4))
+  return sum_B2RKH.reshape(B, 2 * R, K, H),
 
 
 whole.defvjp(_forward, _backward)

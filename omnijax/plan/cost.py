@@ -144,7 +144,7 @@ class Estimator:
       booked.count, booked.bytes = booked.count + 1, booked.bytes + size
       booked.seconds += seconds
     elif inner is not None:
-      if i.opcode == "call-start" and not i.operands:  # they come with call-update
+      if i.opcode.endswith("call-start") and not i.operands:  # they come with the update
         return
       seconds, key = self._send(inner, i, computation, cost)
       lane = "wire"
@@ -168,9 +168,10 @@ class Estimator:
     """The collective that an asynchronous instruction runs."""
     if i.opcode.removesuffix("-start") in _COLLECTIVES:
       return i
-    start = computation[i.operands[0]] if i.opcode == "call-update" else i
-    body = self.module.computations.get(start.attribute("to_apply") or start.attribute("calls")
-                                        or "", {})
+    start = computation[i.operands[0]] if i.opcode.endswith("call-update") else i
+    called = (start.attribute(key) for key in ("to_apply", "calls", "called_computations"))
+    name = next((c.strip("{}%") for c in called if c), "")
+    body = self.module.computations.get(name, {})
     return next((j for j in body.values() if j.opcode in _COLLECTIVES), None)
 
   def _send(self, i, at, computation, cost) -> tuple[float, tuple[str, str]]:

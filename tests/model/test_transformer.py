@@ -159,3 +159,13 @@ def test_codes_with_like_vectors_are_alike(mesh):
   other.embed.main_VD[...] = other.embed.main_VD[...] * 0
   row_13D = np.asarray(jax.jit(lambda m: m.embed.tokens(ids))(other))
   assert np.abs(row_13D[0, 1] - row_13D[0, 2]).max() > 0.1
+
+
+def test_a_tpu_turns_pairs_by_a_product_exactly_alike(monkeypatch):
+  r = np.random.default_rng(0)
+  x = jnp.asarray(r.normal(size=(1, 5, 2, 16)), jnp.bfloat16)
+  cos, sin = rope.angles(jnp.asarray(r.integers(0, 99, (1, 5, 3))), 16, 100.0, (2, 1, 1))
+  here = rope.rotate(x, cos, sin)
+  monkeypatch.setattr(rope.compiler, "platform", lambda: "tpu")
+  assert "dot_general" in str(jax.make_jaxpr(rope.rotate)(x, cos, sin))
+  np.testing.assert_array_equal(np.float32(rope.rotate(x, cos, sin)), np.float32(here))

@@ -117,9 +117,11 @@ ENTRY %main (w: bf16[64,4096], x: bf16[SIZE,4096], y: bf16[4096,4096]) -> bf16[S
 # Older compilers give the operands at the start.
 OLDER = SCHEDULE.replace("call-start()", "call-start(%w)").replace("call-done(%u)", "call-done(%s)")
 OLDER = "".join(line for line in OLDER.splitlines(True) if "call-update" not in line)
+NEWER = SCHEDULE.replace(" call-", " custom-call-").replace("to_apply=%gather",
+                                                            "called_computations={%gather}")
 
 
-@pytest.mark.parametrize("schedule", [SCHEDULE, OLDER], ids=["update", "start"])
+@pytest.mark.parametrize("schedule", [SCHEDULE, OLDER, NEWER], ids=["update", "start", "custom"])
 @pytest.mark.parametrize("size,hidden", [(65536, True), (8, False)])
 def test_a_gather_beside_other_work_costs_only_the_wait(size, hidden, schedule):
   where = chips.parse("v5p:4x4x4")
@@ -132,6 +134,28 @@ def test_a_gather_beside_other_work_costs_only_the_wait(size, hidden, schedule):
   assert out.seconds == pytest.approx(work + gather.exposed)
   if hidden:
     assert work == pytest.approx(out.flops / (0.9 * 459e12), rel=0.01)
+
+
+NEAR = """\
+HloModule m
+ENTRY %main (x: f32[1024,1024], y: f32[1024,1024]) -> f32[1024,1024] {
+  %x = f32[1024,1024]{1,0:T(8,128)} parameter(0)
+  %y = f32[1024,1024]{1,0:T(8,128)S(1)} parameter(1)
+  %s = ((f32[1024,1024]{1,0}), f32[256,1024]{1,0:S(1)}, s32[]) slice-start(%x), slice={[0:256]}
+  %d = f32[256,1024]{1,0:S(1)} slice-done(%s)
+  %c = f32[1024,1024]{1,0:S(1)} custom-call(%d, %d, %d, %d), custom_call_target="ConcatBitcast"
+  %a = f32[1024,1024]{1,0:S(1)} add(%c, %y)
+  ROOT %b = f32[1024,1024]{1,0} add(%a, %y)
+}
+"""
+
+
+def test_only_what_lies_in_hbm_is_moved():
+  where = chips.parse("v5p:2x2x1")
+  out = cost.Estimator(hlo.parse(NEAR), where).step()
+  rate = cost._MEMORY * where.chip.hbm_rate
+  assert out.by_kind["wait"] == pytest.approx(2**20 / rate)  # the slice, not what it is cut from
+  assert out.by_kind["memory"] == pytest.approx(4 * 2**20 / rate)  # the root's output
 
 
 NETWORK = """\
