@@ -58,14 +58,16 @@ class Slice:
   def name(self) -> str:
     return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
+  def need_compiler(self) -> None:
+    """Raises ModuleNotFoundError if the TPU's compiler isn't installed."""
+    import libtpu  # noqa: F401
+
   def devices(self) -> list[Any]:
     """What jax compiles for.
 
     Raises:
-      ModuleNotFoundError: the TPU's compiler isn't installed; it says how to install it.
       ValueError: there is no such topology.
     """
-    import libtpu  # noqa: F401  (a clear error if the TPU's compiler isn't installed)
     from jax.experimental import topologies
     more = {"num_slices": self.slices} if self.slices > 1 else {}
     try:

@@ -5,11 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 from omnijax import config as config_lib
-from omnijax import sharding
 from omnijax import vocab as vocab_lib
+from omnijax.plan import child, hlo
 from omnijax.plan import compile as compile_lib
 from omnijax.plan import cost as cost_lib
-from omnijax.plan import hlo
 from omnijax.plan.chips import Slice
 from omnijax.train import metrics
 
@@ -100,44 +99,40 @@ def plan(run: config_lib.Run, vocab: vocab_lib.Vocab, where: Slice, *, document:
     stage: told what is being done, since compiling takes minutes.
 
   Raises:
-    ValueError: the run's mesh doesn't fit the slice.
+    ValueError: the run's mesh doesn't fit the slice, or its compiler fails on the program.
     ModuleNotFoundError: the TPU's compiler isn't installed.
   """
-  stage("topology")
-  devices = where.devices()
-  stage("compile")
-  compiled = compile_lib.train_step(run, vocab, devices)
+  where.need_compiler()
+  compiled = child.call(compile_lib.train_step, run, vocab, where, stage=stage,
+                        what=f"the train step of {run.name} for {where.name}")
   stage("read")
   d = run.data
   length = min(document or d.positions, d.positions)
   flops = metrics.flops_of(run.model, vocab, positions=d.rows * d.positions,
                            pairs=d.rows * d.positions * (length + 1) / 2,
                            frames=d.rows * (d.depth_frames or d.frames))
-  if compiled.executable is None:
+  if not compiled.text:
     memory = Memory(parameters=compiled.parameters, optimizer=compiled.optimizer, gradients=0,
                     activations=0, buffers=compiled.needed)
     cost = None
   else:
     module = hlo.parse(compiled.text)
     memory = _memory(compiled, module)
-    cost = cost_lib.Estimator(module, where, sharding.make_mesh(run.mesh, devices),
-                              run.model.experts).step()
+    cost = cost_lib.Estimator(module, where, compiled.grid, run.model.experts).step()
   out = Plan(run=run, where=where, memory=memory, model_flops=flops, cost=cost,
              text=compiled.text, advice=())
   return out if out.fits else dataclasses.replace(out, advice=_advice(out))
 
 
 def _memory(compiled: compile_lib.Compiled, module: hlo.Module) -> Memory:
-  m = compiled.executable.memory_analysis()
   state = compiled.parameters + compiled.optimizer
-  whole = m.peak_memory_in_bytes
   kept = {"gradients": 0.0, "activations": 0.0}
   for loop in module.computations[module.entry].values():
     if loop.opcode == "while":
       kind = "gradients" if "transpose(" in loop.op_name else "activations"
       kept[kind] = max(kept[kind], sum(a.bytes for a in _stacked(loop, module)))
   return Memory(parameters=compiled.parameters, optimizer=compiled.optimizer, **kept,
-                buffers=whole - state - sum(kept.values()))
+                buffers=compiled.peak - state - sum(kept.values()))
 
 
 def _stacked(loop: hlo.Instruction, module: hlo.Module) -> list[hlo.Array]:
