@@ -133,6 +133,8 @@ def _parser() -> argparse.ArgumentParser:
   p.add_argument("--topology", metavar="CHIP:SHAPE", help="such as v5e:4x4, v5p:4x4x4, v6e:16x16")
   p.add_argument("--slices", type=int, default=1, metavar="N", help="of that shape, over a slower "
                  "network (default: %(default)s)")
+  p.add_argument("--decode", action="store_true", help="the step of generation instead: data.rows "
+                 "streams at once, of data.positions each")
   p.add_argument("--document", type=int, metavar="N", help="positions of a document, for the FLOPs "
                  "of attention (default: a whole row)")
   p.add_argument("--price", type=float, metavar="X", help="of a chip and hour, for the cost of a "
@@ -313,8 +315,8 @@ def _plan(args: argparse.Namespace, fields: list[str]) -> None:
   os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the TPU is compiled for, not used
   from omnijax.plan import command
 
-  command.run(run, args.topology, args.slices, document=args.document, price=args.price,
-              json=args.json, html=args.html, hlo=args.hlo)
+  command.run(run, args.topology, args.slices, decode=args.decode, document=args.document,
+              price=args.price, json=args.json, html=args.html, hlo=args.hlo)
 
 
 def _eval(args: argparse.Namespace, _: list[str]) -> None:

@@ -81,6 +81,8 @@ memory of a chip, FLOPs, collectives, time of a step, MFU. Takes minutes. Needs 
 
   omnijax plan experiments/omni_8b.py --topology v5p:4x4x4
   omnijax plan experiments/omni_8b.py --topology v5e:16x16 --slices 4 --mesh.data 4 --mesh.fsdp 256
+  omnijax plan experiments/omni_1b.py --topology v5e:2x2 --decode --mesh.fsdp 1 --mesh.tensor 4 \
+    --data.rows 64
 
 Times are estimates of the compiled schedule, to compare plans with each other by: no real step was
 timed. Writes nothing but what --json, --html and --hlo ask for.

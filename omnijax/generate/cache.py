@@ -19,22 +19,22 @@ from omnijax.model.transformer import Omni
 class State:
   """A batch of streams. Rows have lengths of their own; each is written from index 0 on."""
 
-  cache: Cache  # leaves [L, B, S, K, H]
+  cache: Cache  # leaves [L, B, K, S, H]
   length_B: jax.Array  # int32, positions in the cache
   hidden_BD: jax.Array  # output of the trunk at the last of them
 
   @property
   def positions(self) -> int:
     """S, the most positions that a row can have."""
-    return self.cache.k_BSKH.shape[2]
+    return self.cache.k_BKSH.shape[3]
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "positions"))
 def empty(model: Omni, *, rows: int, positions: int) -> State:
   """Streams without a position, in the computation's type and the model's sharding."""
   cfg, rules = model.cfg, model.rules
-  shape = (cfg.layers, rows, positions, cfg.kv_heads, cfg.head_dim)
-  axes = rules("layers", "batch", None, "kv_heads", None)
+  shape = (cfg.layers, rows, cfg.kv_heads, positions, cfg.head_dim)
+  axes = rules("layers", "batch", "kv_heads", None, None)
   zeros = lambda: jnp.zeros(shape, jnp.dtype(cfg.dtype), out_sharding=axes)
   return State(Cache(zeros(), zeros()),
                jnp.zeros(rows, jnp.int32, out_sharding=rules("batch")),
@@ -51,5 +51,5 @@ def reset(state: State, mask_B: jax.Array) -> State:
 def grow(state: State, *, positions: int) -> State:
   """The same streams in a larger cache."""
   more = positions - state.positions
-  pad = lambda x_LBSKH: jnp.pad(x_LBSKH, ((0, 0), (0, 0), (0, more), (0, 0), (0, 0)))
+  pad = lambda x_LBKSH: jnp.pad(x_LBKSH, ((0, 0), (0, 0), (0, 0), (0, more), (0, 0)))
   return dataclasses.replace(state, cache=Cache(*map(pad, state.cache)))

@@ -15,7 +15,7 @@ from omnijax import config as config_lib
 from omnijax import sharding
 from omnijax import vocab as vocab_lib
 from omnijax.data.documents import Streams
-from omnijax.generate import cache, grammar, step
+from omnijax.generate import cache, grammar, step, weights
 from omnijax.generate.grammar import Grammar, Layout
 from omnijax.generate.sample import Sampling
 from omnijax.model.transformer import Omni
@@ -68,13 +68,14 @@ class Engine:
   """A model with its compiled prefill and step loop; the level of streams, without tokenizers."""
 
   def __init__(self, model: Omni, data: config_lib.Data, *, max_positions: int, max_batch: int):
-    self.model = model
     self.layout = Layout(model.vocab, data.text_delay, data.acoustic_delay)
     self.max_positions, self.max_batch = max_positions, max_batch
     placed = model.head_DV[...].sharding
     assert isinstance(placed, jax.sharding.NamedSharding)
     assert isinstance(placed.mesh, jax.sharding.Mesh)
     self.mesh = placed.mesh
+    with jax.set_mesh(self.mesh):
+      self.model = weights.prepare(model)
     axes = model.rules("batch")[0] or ()
     axes = (axes,) if isinstance(axes, str) else axes
     self._ways = int(np.prod([self.mesh.shape[a] for a in axes]))

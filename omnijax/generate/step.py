@@ -20,6 +20,8 @@ from omnijax.generate.cache import State
 from omnijax.generate.grammar import Grammar, Layout
 from omnijax.model.transformer import Omni
 
+FRAME = "frame"  # names, in compiled programs, what runs only where somebody speaks
+
 
 class Piece(NamedTuple):
   """The next positions of each row's prompt; `count_B` of them, from the left, are real."""
@@ -146,15 +148,11 @@ def run(model: Omni, state: State, turn: Turn, *, layout: Layout, guided: bool
 
 
 def _trunk(model: Omni, state: State, x_BTD: jax.Array, position_BT3: jax.Array,
-           modality_BT: jax.Array, first_B: jax.Array) -> tuple[jax.Array, State]:
-  """The trunk against the cache: a query sees all keys of its row up to its own index."""
+           modality_BT: jax.Array, length_B: jax.Array) -> tuple[jax.Array, State]:
+  """The trunk against the cache: a query sees its row's positions up to itself."""
   segment_BT = jnp.ones_like(position_BT3[..., 0])
-  B = x_BTD.shape[0]
-  key_segment_BS = jnp.ones((B, state.positions), jnp.int32,
-                            out_sharding=model.rules("batch", None))
   hidden_BTD, cache, _ = model.trunk(x_BTD, position_BT3, segment_BT, modality_BT,
-                                     cache=state.cache, key_segment_BS=key_segment_BS,
-                                     first_B=first_B)
+                                     cache=state.cache, length_B=length_B)
   assert cache is not None
   return hidden_BTD, dataclasses.replace(state, cache=cache)
 
@@ -174,8 +172,9 @@ def _codes(model: Omni, hidden_BD: jax.Array, main_B: jax.Array, key_B: jax.Arra
     return jnp.where(jnp.where(q == 0, first_B, acoustic_B), codes_B, no_code)
 
   def write() -> jax.Array:
-    main_BD = model.embed.tokens(main_B[:, None])[:, 0]
-    return model.depth.write(hidden_BD, main_BD, choose)
+    with jax.named_scope(FRAME):
+      main_BD = model.embed.tokens(main_B[:, None])[:, 0]
+      return model.depth.write(hidden_BD, main_BD, choose)
 
   def silence() -> jax.Array:
     return jnp.full((main_B.shape[0], layout.vocab.codebooks), no_code, jnp.int32,

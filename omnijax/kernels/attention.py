@@ -172,16 +172,80 @@ def _plain(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segment_BT: 
                          out_sharding=jax.P(rows, None, heads, None))
 
 
-def cached(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, segment_BT: jax.Array,
-           key_segment_BS: jax.Array, first_B: jax.Array) -> jax.Array:
-  """Attention of new positions [B, T, N, H] against a cache that they have been written to.
+def cached(q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, new_k_BTKH: jax.Array,
+           new_v_BTKH: jax.Array, *, length_B: jax.Array) -> jax.Array:
+  """Attention of new positions [B, T, N, H] to those in a cache and to each other.
+
+  The cache is only read: what is new is written for all layers at once afterwards, so that a step
+  touches no more of it than it must.
 
   Args:
-    q_BTNH: queries; query t of batch row b stands at index first_B[b] + t among the keys.
-    k_BSKH, v_BSKH: keys and values of the cache.
-    segment_BT: segment of each query.
-    key_segment_BS: segment of each key.
-    first_B: index of the first query among the keys.
+    q_BTNH: queries.
+    k_BKSH, v_BKSH: keys and values of the cache, heads leading.
+    new_k_BTKH, new_v_BTKH: those of the new positions, each seen by itself and later ones.
+    length_B: positions of each row that are in the cache.
   """
-  last_BT = first_B[:, None] + jnp.arange(q_BTNH.shape[1])[None]
-  return _plain(q_BTNH, k_BSKH, v_BSKH, segment_BT, key_segment_BS, last_BT)
+  B, T, N, H = q_BTNH.shape
+  K, S = k_BKSH.shape[1:3]
+  G = N // K
+  rows, _, heads, _ = jax.typeof(q_BTNH).sharding.spec
+  lead = lambda x, *shape: jax.lax.reshape(
+    x, (B, K, *shape), out_sharding=jax.P(rows, heads, *[None] * len(shape)))
+  q_BTKGH = jax.lax.reshape(q_BTNH * H**-0.5, (B, T, K, G, H),
+                            out_sharding=jax.P(rows, None, heads, None, None))
+  q_BKMH = lead(jnp.moveaxis(q_BTKGH, 1, 3), G * T, H)
+  new_k_BKTH, new_v_BKTH = jnp.moveaxis(new_k_BTKH, 1, 2), jnp.moveaxis(new_v_BTKH, 1, 2)
+  score = lambda k: jnp.einsum("bkmh,bksh->bkms", q_BKMH, k, preferred_element_type=jnp.float32)
+  old_BKMS = jnp.where((jnp.arange(S)[None] < length_B[:, None])[:, None, None], score(k_BKSH),
+                       MASKED)
+  causal_TT = jnp.tril(jnp.ones((T, T), bool))[None, None, None]
+  new_BKMT = lead(jnp.where(causal_TT, lead(score(new_k_BKTH), G, T, T), MASKED), G * T, T)
+  most_BKM1 = jnp.maximum(jnp.max(old_BKMS, -1, keepdims=True),
+                          jnp.max(new_BKMT, -1, keepdims=True))
+  total_BKM1, o_BKMH = jnp.float32(0), jnp.float32(0)
+  for s_BKMS, values in ((old_BKMS, v_BKSH), (new_BKMT, new_v_BKTH)):
+    e_BKMS = jnp.exp(s_BKMS - most_BKM1)
+    total_BKM1 += jnp.sum(e_BKMS, -1, keepdims=True)
+    o_BKMH += jnp.einsum("bkms,bksh->bkmh", e_BKMS.astype(values.dtype), values,
+                         preferred_element_type=jnp.float32)
+  o_BKGTH = lead((o_BKMH / total_BKM1).astype(q_BTNH.dtype), G, T, H)
+  return jax.lax.reshape(jnp.moveaxis(o_BKGTH, 3, 1), (B, T, N, H),
+                         out_sharding=jax.P(rows, None, heads, None))
+
+
+def append(cache_LBKSH: jax.Array, new_LBTKH: jax.Array, length_B: jax.Array) -> jax.Array:
+  """The cache of all layers with new positions after those of each row, written in place.
+
+  Those that find no room are dropped. Row by row: a scatter makes a TPU copy all of the cache to
+  another layout and back.
+
+  Args:
+    cache_LBKSH: keys, or values.
+    new_LBTKH: those of the new positions, T <= S.
+    length_B: positions of each row that are in the cache.
+  """
+  at, new_at = jax.typeof(cache_LBKSH).sharding.spec, jax.typeof(new_LBTKH).sharding.spec
+  rows = jax.typeof(length_B).sharding.spec
+
+  @functools.partial(jax.shard_map, in_specs=(at, new_at, rows), out_specs=at, check_vma=False)
+  def local(cache_LBKSH, new_LBTKH, length_B):
+    new_LBKTH = jnp.moveaxis(new_LBTKH, 2, 3).astype(cache_LBKSH.dtype)
+    L, B, K, T, H = new_LBKTH.shape
+    S = cache_LBKSH.shape[3]
+
+    def write(b, cache_LBKSH):
+      # At the end the window begins earlier, and what is new moves towards its end and out.
+      first = jnp.minimum(length_B[b], S - T)
+      late = length_B[b] - first
+      zero = jnp.zeros_like(first)
+      where = (zero, b.astype(first.dtype), zero, first, zero)
+      old_L1KTH = jax.lax.dynamic_slice(cache_LBKSH, where, (L, 1, K, T, H))
+      new_L1KTH = jax.lax.dynamic_slice_in_dim(new_LBKTH, b, 1, 1)
+      fresh_T = jnp.arange(T) >= late
+      kept_L1KTH = jnp.where(fresh_T[None, None, None, :, None], jnp.roll(new_L1KTH, late, 3),
+                             old_L1KTH)
+      return jax.lax.dynamic_update_slice(cache_LBKSH, kept_L1KTH, where)
+
+    return jax.lax.fori_loop(0, B, write, cache_LBKSH)
+
+  return local(cache_LBKSH, new_LBTKH, length_B)

@@ -6,7 +6,6 @@ B batch  T new positions  S cached positions  D embed  N heads  K kv heads  H he
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
@@ -21,8 +20,8 @@ from omnijax.sharding import Rules
 class Cache(NamedTuple):
   """Keys and values of one layer so far; leaves gain a leading layer dim in the whole model."""
 
-  k_BSKH: jax.Array
-  v_BSKH: jax.Array
+  k_BKSH: jax.Array
+  v_BKSH: jax.Array
 
 
 class Context(NamedTuple):
@@ -33,8 +32,7 @@ class Context(NamedTuple):
   segment_BT: jax.Array
   modality_BT: jax.Array
   order_T: np.ndarray | None  # of whole rows: see `Rules.order`
-  key_segment_BS: jax.Array | None  # with a cache
-  first_B: jax.Array | None  # with a cache
+  length_B: jax.Array | None  # with a cache: positions of each row in it
 
 
 class Attention(nnx.Module):
@@ -53,7 +51,8 @@ class Attention(nnx.Module):
 
   def __call__(self, x_BTD: jax.Array, ctx: Context,
                cache: Cache | None) -> tuple[jax.Array, Cache | None]:
-    """Attends within the row, or against the cache after writing the new positions to it."""
+    """Attends within the row, or to a cache and the new positions, whose keys and values it gives.
+    """
     q_BTNH, k_BTKH, v_BTKH = (checkpoint_name(dense(x_BTD, w[...]), name) for w, name in (
       (self.w_q_DNH, "query"), (self.w_k_DKH, "key"), (self.w_v_DKH, "value")))
     q_BTNH = rms_norm(q_BTNH, self.q_gain_H[...], self.eps)
@@ -65,17 +64,8 @@ class Attention(nnx.Module):
       o_BTNH = kernels.rows(q_BTNH, k_BTKH, v_BTKH, ctx.segment_BT, order_S=ctx.order_T,
                             blocks=self.blocks)
     else:
-      assert ctx.first_B is not None and ctx.key_segment_BS is not None
-      cache = Cache(_write(cache.k_BSKH, k_BTKH, ctx.first_B),
-                    _write(cache.v_BSKH, v_BTKH, ctx.first_B))
-      o_BTNH = kernels.cached(q_BTNH, *cache, segment_BT=ctx.segment_BT,
-                              key_segment_BS=ctx.key_segment_BS, first_B=ctx.first_B)
+      assert ctx.length_B is not None
+      o_BTNH = kernels.cached(q_BTNH, *cache, k_BTKH, v_BTKH, length_B=ctx.length_B)
+      cache = Cache(k_BTKH, v_BTKH)
     out_BTD = dense(o_BTNH, self.w_o_NHD[...], inputs=2, out=self.rules("act_embed"))
     return checkpoint_name(out_BTD, "attended"), cache
-
-
-def _write(cache_BSKH: jax.Array, new_BTKH: jax.Array, first_B: jax.Array) -> jax.Array:
-  def one(cache_SKH: jax.Array, new_TKH: jax.Array, first: jax.Array) -> jax.Array:
-    at_T = first + jnp.arange(new_TKH.shape[0])
-    return cache_SKH.at[at_T].set(new_TKH.astype(cache_SKH.dtype), mode="drop")
-  return jax.vmap(one)(cache_BSKH, new_BTKH, first_B)

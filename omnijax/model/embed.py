@@ -42,9 +42,14 @@ class Embed(nnx.Module):
 
   def tokens(self, main: jax.Array) -> jax.Array:
     """Embeddings [..., D] of main ids of any shape whose first dim is the batch."""
-    alike_VD = jnp.einsum("va,ad->vd", jax.lax.stop_gradient(self.fixed_VA[...]),
-                          self.image_AD[...])
-    return lookup(self.main_VD[...] + alike_VD, main, self.dtype)
+    return lookup(self.table(), main, self.dtype)
+
+  def table(self) -> jax.Array:
+    """What is looked up, [V, D]: free rows, and what codes of images look like."""
+    if self.image_AD is None:  # added in already, see generate/weights.py
+      return self.main_VD[...]
+    return self.main_VD[...] + jnp.einsum(
+      "va,ad->vd", jax.lax.stop_gradient(self.fixed_VA[...]), self.image_AD[...])
 
   def frames(self, codes_BFG: jax.Array) -> jax.Array:
     """Sum [B, F, D] of the embeddings of a frame's codes; "no code" contributes nothing."""

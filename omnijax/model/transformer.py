@@ -45,7 +45,7 @@ class Block(nnx.Module):
 
   def __call__(self, x_BTD: jax.Array, ctx: Context, cache: Cache | None
                ) -> tuple[jax.Array, Cache | None, jax.Array]:
-    """Outputs, the cache with the new positions in it, and the balance of experts, or 1."""
+    """Outputs, the new positions' keys and values for a cache, and the balance of experts, or 1."""
     h_BTD = rms_norm(x_BTD, self.attn_gain_D[...], self.eps)
     attended_BTD, cache = self.attn(h_BTD, ctx, cache)
     x_BTD += attended_BTD
@@ -71,9 +71,8 @@ class Omni(nnx.Module):
     self.depth = Depth(cfg, vocab, rules, rngs=rngs)
 
   def trunk(self, x_BTD: jax.Array, position_BT3: jax.Array, segment_BT: jax.Array,
-            modality_BT: jax.Array, *, key_segment_BS: jax.Array | None = None,
-            first_B: jax.Array | None = None, cache: Cache | None = None
-            ) -> tuple[jax.Array, Cache | None, jax.Array]:
+            modality_BT: jax.Array, *, length_B: jax.Array | None = None,
+            cache: Cache | None = None) -> tuple[jax.Array, Cache | None, jax.Array]:
     """Normalised hidden states [B, T, D], of whole rows or of steps against a cache.
 
     Args:
@@ -81,9 +80,8 @@ class Omni(nnx.Module):
       position_BT3: time, row and column of each position.
       segment_BT: 0 is padding; positions see only their own segment.
       modality_BT: for the router of experts.
-      key_segment_BS: with a cache, the segments of all cached positions, new ones included.
-      first_B: with a cache, where the new positions are written.
-      cache: leaves [L, B, S, K, H], or None.
+      length_B: with a cache, the positions of each row in it; new ones are written after them.
+      cache: leaves [L, B, K, S, H], or None.
 
     Returns:
       Hidden states, the cache, and the mean balance of experts over layers, 1 without any.
@@ -91,7 +89,7 @@ class Omni(nnx.Module):
     cfg = self.cfg
     cos, sin = rope.angles(position_BT3, cfg.head_dim, cfg.rope_theta, cfg.rope_split)
     order_T = self.rules.order(x_BTD.shape[1]) if cache is None else None
-    ctx = Context(cos, sin, segment_BT, modality_BT, order_T, key_segment_BS, first_B)
+    ctx = Context(cos, sin, segment_BT, modality_BT, order_T, length_B)
 
     def body(x_BTD, layer):
       block, layer_cache = layer
@@ -100,7 +98,11 @@ class Omni(nnx.Module):
 
     if cache is None and cfg.remat != "none":
       body = jax.checkpoint(body, policy=_REMAT[cfg.remat])
-    x_BTD, (cache, balance_L) = jax.lax.scan(body, x_BTD, (self.blocks, cache), unroll=cfg.unroll)
+    x_BTD, (new, balance_L) = jax.lax.scan(body, x_BTD, (self.blocks, cache), unroll=cfg.unroll)
+    if cache is not None:
+      assert length_B is not None
+      cache = Cache(*(kernels.append(old, x, length_B)
+                      for old, x in zip(cache, new, strict=True)))
     return rms_norm(x_BTD, self.gain_D[...], cfg.norm_eps), cache, jnp.mean(balance_L)
 
   def hidden(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -115,7 +117,10 @@ class Omni(nnx.Module):
     return hidden_BSD, tokens_BSD, balance
 
   def head(self) -> jax.Array:
-    """The matrix [D, V], float32, whose product with a hidden state is the main logits."""
+    """The matrix [D, V] whose product with a hidden state is the main logits, float32 in training.
+    """
+    if self.image_AD is None:  # added in already, see generate/weights.py
+      return self.head_DV[...]
     fixed_VA = jax.lax.stop_gradient(self.embed.fixed_VA[...])
     return self.head_DV[...] + jnp.einsum("ad,va->dv", self.image_AD[...], fixed_VA)
 

@@ -14,6 +14,8 @@ from typing import Any
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
+RESERVED = 0.02  # of a chip's memory, which its runtime keeps
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:

@@ -15,16 +15,18 @@ from rich.table import Table
 from omnijax import config as config_lib
 from omnijax.plan import chips, page
 from omnijax.plan import cost as cost_lib
+from omnijax.plan import decode as decode_lib
 from omnijax.plan import plan as plan_lib
 from omnijax.tokenizers import load
 
 _STAGES = {"topology": "asking the compiler for the topology",
-           "compile": "compiling the train step",
+           "compile": "compiling the step",
            "read": "reading the program"}
 
 
-def run(settings: config_lib.Run, topology: str, slices: int, *, document: int | None,
-        price: float | None, json: Path | None, html: Path | None, hlo: Path | None) -> None:
+def run(settings: config_lib.Run, topology: str, slices: int, *, decode: bool,
+        document: int | None, price: float | None, json: Path | None, html: Path | None,
+        hlo: Path | None) -> None:
   """Plans a run and says what came out; files are written only where asked for.
 
   Raises:
@@ -35,21 +37,28 @@ def run(settings: config_lib.Run, topology: str, slices: int, *, document: int |
   for name, value in (("document", document), ("price", price)):
     if value is not None and value <= 0:
       raise ValueError(f"--{name} is {value}; it must be greater than 0.")
+  if decode and document is not None:
+    raise ValueError("--document has no effect on --decode, whose streams are as long as "
+                     "data.positions; leave it out.")
   for path in (json, html, hlo):
     if path is not None and not path.absolute().parent.is_dir():
       raise ValueError(f"can't write {path}: there is no directory {path.absolute().parent}.")
   console = Console()
   with _stages(console) as stage:
-    plan = plan_lib.plan(settings, load.planned_vocab(settings.tokenizers), where,
-                         document=document, stage=stage)
+    vocab = load.planned_vocab(settings.tokenizers)
+    plan: Any
+    if decode:
+      plan = decode_lib.plan(settings, vocab, where, stage=stage)
+    else:
+      plan = plan_lib.plan(settings, vocab, where, document=document, stage=stage)
   figures = plan.as_json(price)
-  console.print(_table(plan, figures))
+  console.print(_table(figures))
   for line in plan.advice:
     console.print(line)
   if json is not None:
     json.write_text(json_lib.dumps(figures, indent=1) + "\n", "utf-8")
   if html is not None:
-    html.write_text(page.html(plan, figures), "utf-8")
+    html.write_text(page.html(plan.cost, figures), "utf-8")
   if hlo is not None:
     hlo.write_text(plan.text, "utf-8")
 
@@ -79,27 +88,28 @@ def _stages(console: Console) -> Iterator[Any]:
     yield stage
 
 
-def _table(plan: plan_lib.Plan, f: dict[str, Any]) -> Table:
-  table = Table(title=f"{f['experiment']} on {f['chips']} chips {f['topology']}"
+def _table(f: dict[str, Any]) -> Table:
+  """A plan's figures, as_json's, for reading."""
+  table = Table(title=f"{f['step']} step of {f['experiment']} on {f['chips']} chips {f['topology']}"
                 + (f", {f['slices']} slices" if f["slices"] > 1 else ""), show_header=False)
   table.add_column(style="bold")
   table.add_column()
-  verdict = "fits" if plan.fits else "DOES NOT FIT"
+  verdict = "fits" if f["fits"] else "DOES NOT FIT"
   parts = ", ".join(f"{k} {v:.1f}" for k, v in f["memory_gib"].items())
   table.add_row("memory of a chip", f"{f['hbm_gib']:.1f} of {f['hbm_of_chip_gib']:.0f} GiB, "
                 f"{verdict}\n({parts})")
   shares = ", ".join(f"{k} {v:.1%}" for k, v in f["model_flops_share"].items())
-  table.add_row("model FLOPs of a chip", f"{f['model_flops_per_chip'] / 1e12:,.0f} T a step\n"
+  table.add_row("model FLOPs of a chip", f"{f['model_flops_per_chip'] / 1e12:,.3g} T a step\n"
                 f"({shares})")
-  if plan.cost is None:
+  if "step_s_estimate" not in f:
     return table
-  table.add_row("executed FLOPs", f"{f['hlo_flops_per_chip'] / 1e12:,.0f} T")
-  low, high = f["step_s_range"]
-  kinds = ", ".join(f"{k} {v:.3f}" for k, v in f["seconds_by_kind"].items())
-  table.add_row("time of a step", f"{f['step_s_estimate']:.3f} s "
-                f"(+-{cost_lib.ERROR:.0%}: {low:.2f} to {high:.2f} s)\n({kinds} s)")
+  table.add_row("executed FLOPs", f"{f['hlo_flops_per_chip'] / 1e12:,.3g} T")
+  kinds = ", ".join(f"{k} {v:.3g}" for k, v in f["seconds_by_kind"].items())
+  table.add_row("time of a step", _seconds(f, "step_s") + f"\n({kinds} s)")
+  if f["step"] == "decode":
+    _add_speech(table, f)
   table.add_row("MFU", f"{f['mfu_estimate']:.1%}")
-  table.add_row("tokens", f"{f['tokens_per_chip']:,.0f} of a chip and step, "
+  table.add_row("tokens", f"{f['tokens_per_chip']:,.5g} of a chip and step, "
                 f"{f['tokens_per_s_per_chip']:,.0f} a second")
   if "cost_per_billion_tokens" in f:
     table.add_row("a billion tokens", f"{f['cost_per_billion_tokens']:,.2f}")
@@ -108,3 +118,16 @@ def _table(plan: plan_lib.Plan, f: dict[str, Any]) -> Table:
       table.add_row(f"{c['kind']} over {c['axis']}", f"{c['count']:,} of {c['bytes'] / 1e9:.2f} GB "
                     f"in all, {c['seconds'] * 1e3:.1f} ms, {c['exposed'] * 1e3:.1f} exposed")
   return table
+
+
+def _seconds(f: dict[str, Any], key: str) -> str:
+  low, high = f[f"{key}_range"]
+  return f"{f[f'{key}_estimate']:.3g} s (+-{cost_lib.ERROR:.0%}: {low:.3g} to {high:.3g} s)"
+
+
+def _add_speech(table: Table, f: dict[str, Any]) -> None:
+  table.add_row("where none speaks", _seconds(f, "text_step_s"))
+  table.add_row("reading weights, cache", f"{f['step_s_of_memory']:.3g} s, once")
+  low, high = f["speech_per_second_range"]
+  table.add_row("speech", f"{f['speech_per_second']:.3g} s a second of each of {f['rows']} streams "
+                f"({low:.3g} to {high:.3g})")

@@ -1,4 +1,4 @@
-"""A run's real train step, compiled for a mesh of devices that aren't here.
+"""A run's real steps of training and of generation, compiled for devices that aren't here.
 
 B rows  S positions  F frames  P frames with targets  Q codebooks
 """
@@ -6,6 +6,7 @@ B rows  S positions  F frames  P frames with targets  Q codebooks
 import dataclasses
 import math
 import re
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,11 @@ import numpy as np
 from omnijax import config as config_lib
 from omnijax import sharding
 from omnijax import vocab as vocab_lib
+from omnijax.generate import cache, grammar, weights
+from omnijax.generate import step as generate_step
+from omnijax.generate.sample import Sampling
+from omnijax.model import transformer
+from omnijax.model.transformer import Omni
 from omnijax.plan.chips import Slice
 from omnijax.train import state as state_lib
 from omnijax.train import step as step_lib
@@ -44,7 +50,7 @@ class Compiled:
   text: str  # the scheduled HLO; empty if the compiler gave up for lack of memory
   peak: float  # of all memory in use at once
   parameters: int
-  optimizer: int
+  other: int  # state beside the parameters: the optimizer's, or the cache
   grid: Grid
   needed: float = 0.0  # beside the state, if there is no memory for it
 
@@ -79,7 +85,49 @@ def train_step(run: config_lib.Run, vocab: vocab_lib.Vocab, where: Slice,
   return _compile(lowered, mesh, _bytes(state.model), _bytes(state.opt_state))
 
 
-def _compile(lowered: Any, mesh: jax.sharding.Mesh, parameters: int, optimizer: int) -> Compiled:
+def decode_loop(run: config_lib.Run, vocab: vocab_lib.Vocab, where: Slice,
+                stage: Callable[[str], None]) -> Compiled:
+  """Compiles the engine's loop of steps for data.rows streams and caches of data.positions.
+
+  Raises:
+    ValueError: the run's sizes and mesh don't fit the slice, or there is no such topology.
+  """
+  stage("topology")
+  mesh = sharding.make_mesh(run.mesh, where.devices())
+  sharding.check_divides(run, mesh)
+  stage("compile")
+  with jax.set_mesh(mesh):
+    model, state, turn = streams(run, vocab)
+    layout = grammar.Layout(vocab, run.data.text_delay, run.data.acoustic_delay)
+    lowered = generate_step.run.lower(model, state, turn, layout=layout, guided=False)
+  return _compile(lowered, mesh, _bytes(model), _bytes(state.cache))
+
+
+def streams(run: config_lib.Run, vocab: vocab_lib.Vocab
+            ) -> tuple[Omni, cache.State, generate_step.Turn]:
+  """What the engine has before a step on the current mesh: shapes, types, shardings."""
+  mesh, rows = jax.sharding.get_mesh(), run.data.rows
+
+  def make() -> tuple[Omni, cache.State, generate_step.Turn]:
+    model = weights.prepare(transformer.init(run.model, vocab, sharding.RULES, jax.random.key(0)))
+    state = cache.empty(model, rows=rows, positions=run.data.positions)
+    number_B = jnp.zeros(rows, jnp.int32, out_sharding=sharding.RULES("batch"))
+    kinds = typing.get_type_hints(grammar.Grammar)
+    flags = {"draws_B", "speaks_B", "once_B"}
+    g = grammar.Grammar(**{k: number_B > 0 if k in flags else number_B for k in kinds})
+    turn = generate_step.Turn(
+      grammar=g, written_B=number_B, limit_B=number_B, row_B=number_B, key=jax.random.key(0),
+      setting_K3=jnp.asarray(Sampling().table(), jnp.float32), guidance=jnp.float32(1))
+    return model, state, turn
+
+  def leaf(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    place = jax.NamedSharding(mesh, x.sharding.spec if x.sharding else jax.P())
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+  return jax.tree.map(leaf, jax.eval_shape(make))
+
+
+def _compile(lowered: Any, mesh: jax.sharding.Mesh, parameters: int, other: int) -> Compiled:
   places = [Place(tuple(d.coords), getattr(d, "slice_index", 0)) for d in mesh.devices.flat]
   at = np.empty(len(places), object)
   at[:] = places
@@ -91,9 +139,9 @@ def _compile(lowered: Any, mesh: jax.sharding.Mesh, parameters: int, optimizer: 
     if not over:
       raise
     needed = float(over[1]) * 2 ** {"M": 20, "G": 30, "T": 40}[over[2]]
-    return Compiled("", parameters + optimizer + needed, parameters, optimizer, grid, needed)
+    return Compiled("", parameters + other + needed, parameters, other, grid, needed)
   peak = made.memory_analysis().peak_memory_in_bytes
-  return Compiled(made.as_text(), peak, parameters, optimizer, grid)
+  return Compiled(made.as_text(), peak, parameters, other, grid)
 
 
 def _bytes(tree: Any) -> int:

@@ -61,6 +61,11 @@ class Cost:
       for field in ("count", "bytes", "seconds", "exposed"):
         setattr(mine, field, getattr(mine, field) + getattr(c, field) * times)
 
+  def collectives_by_bytes(self) -> list[dict[str, Any]]:
+    """Collectives as plain values, those that send most first."""
+    most = sorted(self.collectives.items(), key=lambda item: -item[1].bytes)
+    return [{"kind": kind, "axis": axis, **dataclasses.asdict(c)} for (kind, axis), c in most]
+
 
 @dataclasses.dataclass(frozen=True)
 class _Wire:
@@ -78,16 +83,30 @@ class Estimator:
     where: the slice it is compiled for.
     mesh: its mesh; collectives are named by its axes. Without one they are all "all".
     experts: of the whole model; work is taken to be shared out evenly among them.
+    without: the name of a scope; where work in it can be done or left out, it is left out. All else
+      that may happen does.
   """
 
-  def __init__(self, module: hlo.Module, where: Slice, mesh: Any = None, experts: int = 0):
+  def __init__(self, module: hlo.Module, where: Slice, mesh: Any = None, experts: int = 0,
+               without: str = ""):
     self.module, self.where, self.chip, self.mesh = module, where, where.chip, mesh
-    self.experts = experts
+    self.experts, self.without = experts, without
     self._memo: dict[int, Cost] = {}
 
   def step(self) -> Cost:
     """The cost of the whole module."""
     return self._walk(self.module.computations[self.module.entry])
+
+  def round(self) -> Cost:
+    """The cost of one round of the loop in the module that goes on until something happens.
+
+    Raises:
+      ValueError: all its loops count.
+    """
+    for i in self.module.computations[self.module.entry].values():
+      if i.opcode == "while" and not self.module.counts(i):
+        return self._walk(self.module.computations[i.attribute("body") or ""])
+    raise ValueError("the program has no loop that goes on until something happens.")
 
   def _walk(self, computation: hlo.Computation) -> Cost:
     if id(computation) in self._memo:
@@ -95,10 +114,13 @@ class Estimator:
     cost, wires, free = Cost(), {}, {"wire": 0.0, "copy": 0.0, "network": 0.0}
     for i in computation.values():
       start = cost.seconds
-      if i.opcode in ("while", "call", "conditional"):
+      if i.opcode in ("while", "call"):
         for inner, times in self.module.called(i):
           cost.add(self._walk(inner), times)
         label = "loop" if i.opcode == "while" else "call"
+      elif i.opcode == "conditional":
+        cost.add(self._branch(i), 1)
+        label = "call"
       elif i.opcode in _FREE:
         continue
       elif i.opcode.endswith(("-start", "-update")) or i.opcode in ("send", "recv"):
@@ -128,6 +150,12 @@ class Estimator:
         cost.timeline.append((start, cost.seconds - start, f"{label}: {name}"))
     self._memo[id(computation)] = cost
     return cost
+
+  def _branch(self, i: hlo.Instruction) -> Cost:
+    costs = sorted(map(self._walk, self.module.branches(i)), key=lambda c: c.seconds)
+    inside = (j.op_name for c in self.module.branches(i) for j in c.values())
+    left_out = self.without and any(f"/{self.without}/" in name for name in inside)
+    return costs[0 if left_out else -1]
 
   def _begin(self, i, computation, cost, wires, free) -> None:
     """Something starts that goes on beside what follows."""
@@ -239,7 +267,7 @@ class Estimator:
     """Bytes to and from HBM; of a slice taken from, or put into, something large only itself."""
     if i.opcode == "fusion":
       (inner, _), = self.module.called(i)
-      return _fusion_bytes(inner)
+      return _fusion_bytes(inner, self.module)
     if i.opcode in ("dynamic-slice", "gather", "slice"):
       whole = computation[i.operands[0]]
       return (i.bytes if whole.far_bytes else 0) + i.far_bytes
@@ -249,30 +277,46 @@ class Estimator:
     return inputs + i.far_bytes
 
 
-def _fusion_bytes(inner: hlo.Computation) -> float:
-  users: dict[str, list[hlo.Instruction]] = collections.defaultdict(list)
-  for j in inner.values():
-    for o in j.operands:
-      users[o].append(j)
-  total, last = 0.0, list(inner.values())[-1]
-  for p in inner.values():
-    if p.opcode != "parameter":
-      continue
-    used = users[p.name]
-    if used and all(u.opcode in ("dynamic-slice", "gather", "slice") for u in used):
-      total += 0 if p.outputs[0].near else sum(u.bytes for u in used)
-    elif not (used and all(u.opcode == "dynamic-update-slice" and u.operands[0] == p.name
-                           for u in used)):
-      total += p.far_bytes
+def _fusion_bytes(inner: hlo.Computation, module: hlo.Module) -> float:
+  total = sum(_read(p, inner, module) for p in inner.values() if p.opcode == "parameter")
+  last = list(inner.values())[-1]
   outputs = [inner[o] for o in last.operands] if last.opcode == "tuple" else [last]
-  for out in outputs:
-    if out.outputs[0].near:
+  return total + sum(_written(out, inner, module) for out in outputs)
+
+
+def _read(of: hlo.Instruction, inner: hlo.Computation, module: hlo.Module) -> float:
+  """Bytes that a fusion reads of something: of what it takes slices from, only those."""
+  whole, total = of.far_bytes, 0.0
+  for user in inner.values() if whole else ():
+    if of.name not in user.operands:
       continue
-    while out.opcode in ("bitcast", "copy") and out.operands[0] in inner:
-      out = inner[out.operands[0]]
-    changed = out.opcode == "dynamic-update-slice"
-    total += inner[out.operands[1]].bytes if changed else out.bytes
-  return total
+    if user.opcode in ("dynamic-slice", "gather", "slice"):
+      total += user.bytes
+    elif user.opcode == "bitcast":
+      total += _read(dataclasses.replace(user, outputs=of.outputs), inner, module)
+    elif user.opcode == "fusion":
+      (deeper, _), = module.called(user)
+      arguments = sorted((p for p in deeper.values() if p.opcode == "parameter"), key=hlo.number)
+      total += sum(_read(dataclasses.replace(p, outputs=of.outputs), deeper, module)
+                   for p, o in zip(arguments, user.operands, strict=True) if o == of.name)
+    elif user.opcode != "dynamic-update-slice" or user.operands[0] != of.name:
+      return whole
+  return min(whole, total)
+
+
+def _written(out: hlo.Instruction, inner: hlo.Computation, module: hlo.Module) -> float:
+  """Bytes that a fusion writes of an output: of what it changes a slice of, only that."""
+  if out.outputs[0].near:
+    return 0.0
+  at = out
+  while at.opcode in ("bitcast", "copy") and at.operands[0] in inner:
+    at = inner[at.operands[0]]
+  if at.opcode == "dynamic-update-slice":
+    return inner[at.operands[1]].bytes
+  if at.opcode == "fusion" and len(at.outputs) == 1:
+    (deeper, _), = module.called(at)
+    return _written(list(deeper.values())[-1], deeper, module)
+  return out.bytes
 
 
 def _rendezvous(i: hlo.Instruction) -> str:

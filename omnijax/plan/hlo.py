@@ -75,16 +75,25 @@ class Module:
   entry: str
 
   def called(self, of: Instruction) -> Iterator[tuple[Computation, int]]:
-    """Computations that an instruction runs, and how many times."""
+    """Computations that an instruction always runs, and how many times."""
     if of.opcode == "while":
       yield self.computations[of.attribute("body") or ""], self.trips(of)
     elif of.opcode in ("fusion", "call", "async-start"):
       yield self.computations[of.attribute("calls") or of.attribute("to_apply") or ""], 1
-    elif of.opcode == "conditional":
-      # The dearest branch would need costs first; the first stands for all.
-      names = re.search(r"branch_computations=\{([^}]*)\}", of.rest)
-      yield self.computations[(names[1].split(",")[0] if names else
-                               of.attribute("true_computation") or "").strip().lstrip("%")], 1
+
+  def branches(self, of: Instruction) -> list[Computation]:
+    """Computations of which a conditional runs one."""
+    listed = re.search(r"branch_computations=\{([^}]*)\}", of.rest)
+    names = listed[1].split(",") if listed else [
+      of.attribute(f"{which}_computation") or "" for which in ("true", "false")]
+    return [self.computations[name.strip().lstrip("%")] for name in names]
+
+  def counts(self, loop: Instruction) -> bool:
+    """Whether `trips` can be told."""
+    try:
+      return self.trips(loop) > 0
+    except ValueError:
+      return False
 
   def trips(self, loop: Instruction) -> int:
     """How often a while loop runs, from its bound, first value and step.
@@ -114,7 +123,7 @@ class Module:
       if at.opcode == "get-tuple-element":
         index = int(at.attribute("index") or 0)
       elif at.opcode == "constant":
-        bound = _constant(at)
+        bound = number(at)
     return None if index is None or bound is None else (index, bound)
 
   def _first(self, loop: Instruction, index: int) -> int:
@@ -127,7 +136,7 @@ class Module:
         at = computation[at.operands[index]]
       while at.opcode in ("copy", "bitcast"):
         at = computation[at.operands[0]]
-      return _constant(at) if at.opcode == "constant" else 0
+      return number(at) if at.opcode == "constant" else 0
     return 0
 
   def _step(self, body: Computation, index: int) -> int:
@@ -146,7 +155,7 @@ class Module:
     if at.opcode == "add":
       for name in at.operands:
         if name in inner and inner[name].opcode == "constant":
-          return max(1, _constant(inner[name]))
+          return max(1, number(inner[name]))
     return 1
 
 
@@ -212,7 +221,8 @@ def _closing(text: str, start: int) -> int:
   return len(text)
 
 
-def _constant(of: Instruction) -> int:
+def number(of: Instruction) -> int:
+  """The value of a constant, or which of the parameters one is."""
   found = re.match(r"\s*(-?\d+)", of.rest)
   return int(found[1]) if found else 0
 

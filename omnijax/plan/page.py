@@ -4,18 +4,17 @@ import html as html_lib
 from typing import Any
 
 from omnijax.plan.cost import Cost
-from omnijax.plan.plan import Plan
 
 _COLOURS = {"parameters": "#4c78a8", "optimizer": "#72b7b2", "gradients": "#f58518",
-            "activations": "#e45756", "buffers": "#b279a2", "free": "#ddd",
+            "activations": "#e45756", "buffers": "#b279a2", "cache": "#f58518", "free": "#ddd",
             "matmul": "#4c78a8", "attention": "#f58518", "memory": "#72b7b2", "wait": "#e45756",
             "loop": "#9d9d9d", "call": "#9d9d9d"}
 
 
-def html(plan: Plan, figures: dict[str, Any]) -> str:
-  """The page of a plan and its figures, complete in itself."""
-  title = html_lib.escape(f"{figures['experiment']} on {figures['chips']} chips "
-                          f"{figures['topology']}")
+def html(cost: Cost | None, figures: dict[str, Any]) -> str:
+  """The page of a plan's cost and figures, complete in itself."""
+  title = html_lib.escape(f"{figures['step']} step of {figures['experiment']} on "
+                          f"{figures['chips']} chips {figures['topology']}")
   rows = "".join(f"<tr><th>{html_lib.escape(k.replace('_', ' '))}</th><td>{_value(v)}</td></tr>"
                  for k, v in figures.items() if not isinstance(v, list | dict))
   memory = dict(figures["memory_gib"])
@@ -24,7 +23,7 @@ def html(plan: Plan, figures: dict[str, Any]) -> str:
 <style>body{{font:16px system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}}
 th{{text-align:left;font-weight:normal;padding-right:2rem}}svg{{width:100%;height:auto}}</style>
 <h1>{title}</h1><h2>Memory of a chip, GiB</h2>{_bar(memory)}
-{_time(plan, figures)}<h2>Figures</h2><table>{rows}</table>
+{_time(cost, figures)}<h2>Figures</h2><table>{rows}</table>
 """
 
 
@@ -47,12 +46,12 @@ def _bar(parts: dict[str, float]) -> str:
   return f'<svg viewBox="0 0 900 75">{"".join(shapes + labels)}</svg>'
 
 
-def _time(plan: Plan, figures: dict[str, Any]) -> str:
-  if plan.cost is None:
-    return f"<p>{html_lib.escape('. '.join(plan.advice))}.</p>"
+def _time(cost: Cost | None, figures: dict[str, Any]) -> str:
+  if cost is None:
+    return f"<p>{html_lib.escape('. '.join(figures['advice']))}.</p>"
   return f"""<h2>Seconds of a step</h2>{_bar(figures["seconds_by_kind"])}
 <h2>Time line of a step</h2><p>In the order of the schedule; loops over layers as a whole.</p>
-{_timeline(plan.cost)}"""
+{_timeline(cost)}"""
 
 
 def _timeline(cost: Cost) -> str:

@@ -9,11 +9,10 @@ from omnijax import vocab as vocab_lib
 from omnijax.plan import child, hlo
 from omnijax.plan import compile as compile_lib
 from omnijax.plan import cost as cost_lib
-from omnijax.plan.chips import Slice
+from omnijax.plan.chips import RESERVED, Slice
 from omnijax.train import metrics
 
 _GIB = 2**30
-_RESERVED = 0.02  # of a chip's memory, which its runtime keeps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,7 @@ class Plan:
 
   @property
   def fits(self) -> bool:
-    return self.cost is not None and self.memory.total <= self.where.chip.hbm * (1 - _RESERVED)
+    return self.cost is not None and self.memory.total <= self.where.chip.hbm * (1 - RESERVED)
 
   @property
   def tokens(self) -> int:
@@ -56,15 +55,16 @@ class Plan:
     """All figures; price: of a chip and hour, for the cost of a billion tokens."""
     m, chips = self.memory, self.where.chips
     out: dict[str, Any] = {
-      "experiment": self.run.name, "topology": self.where.name, "slices": self.where.slices,
-      "chips": chips, "mesh": dataclasses.asdict(self.run.mesh), "remat": self.run.model.remat,
+      "experiment": self.run.name, "step": "train", "topology": self.where.name,
+      "slices": self.where.slices, "chips": chips, "mesh": dataclasses.asdict(self.run.mesh),
+      "remat": self.run.model.remat,
       "rows": self.run.data.rows, "positions": self.run.data.positions,
       "fits": self.fits, "advice": list(self.advice),
       "hbm_gib": m.total / _GIB, "hbm_of_chip_gib": self.where.chip.hbm / _GIB,
       "memory_gib": {k: v / _GIB for k, v in dataclasses.asdict(m).items()},
       "tokens_per_chip": self.tokens / chips,
       "model_flops_per_chip": sum(self.model_flops.values()) / chips,
-      "model_flops_share": _shares(self.model_flops),
+      "model_flops_share": metrics.shares(self.model_flops),
     }
     return out if self.cost is None else out | self._speed(self.cost, price)
 
@@ -79,8 +79,7 @@ class Plan:
       "mfu_estimate": flops / seconds / self.where.chip.flops,
       "tokens_per_s_per_chip": rate,
       "seconds_by_kind": dict(cost.by_kind),
-      "collectives": [{"kind": kind, "axis": axis, **dataclasses.asdict(c)}
-                      for (kind, axis), c in _by_bytes(cost)],
+      "collectives": cost.collectives_by_bytes(),
     }
     if price is not None:
       out["cost_per_billion_tokens"] = 1e9 / rate / 3600 * price
@@ -112,7 +111,7 @@ def plan(run: config_lib.Run, vocab: vocab_lib.Vocab, where: Slice, *, document:
                            pairs=d.rows * d.positions * (length + 1) / 2,
                            frames=d.rows * (d.depth_frames or d.frames))
   if not compiled.text:
-    memory = Memory(parameters=compiled.parameters, optimizer=compiled.optimizer, gradients=0,
+    memory = Memory(parameters=compiled.parameters, optimizer=compiled.other, gradients=0,
                     activations=0, buffers=compiled.needed)
     cost = None
   else:
@@ -125,13 +124,13 @@ def plan(run: config_lib.Run, vocab: vocab_lib.Vocab, where: Slice, *, document:
 
 
 def _memory(compiled: compile_lib.Compiled, module: hlo.Module) -> Memory:
-  state = compiled.parameters + compiled.optimizer
+  state = compiled.parameters + compiled.other
   kept = {"gradients": 0.0, "activations": 0.0}
   for loop in module.computations[module.entry].values():
     if loop.opcode == "while":
       kind = "gradients" if "transpose(" in loop.op_name else "activations"
       kept[kind] = max(kept[kind], sum(a.bytes for a in _stacked(loop, module)))
-  return Memory(parameters=compiled.parameters, optimizer=compiled.optimizer, **kept,
+  return Memory(parameters=compiled.parameters, optimizer=compiled.other, **kept,
                 buffers=compiled.peak - state - sum(kept.values()))
 
 
@@ -153,16 +152,16 @@ def _stacked(loop: hlo.Instruction, module: hlo.Module) -> list[hlo.Array]:
 def _advice(plan: Plan) -> tuple[str, ...]:
   """Changes that would make a plan fit, with what they would leave, the least costly first."""
   chip, m, run = plan.where.chip, plan.memory, plan.run
-  most = chip.hbm * (1 - _RESERVED)
+  most = chip.hbm * (1 - RESERVED)
   kept = m.activations or _kept(plan, run.model.remat)
   out = [f"{(m.total - most) / _GIB:.1f} GiB too much for {chip.name}"]
   for remat in ("minimal", "full"):
     less = kept - _kept(plan, remat)
     if less > 0.1 * kept and remat != run.model.remat:
-      out.append(_would(f"model.remat {remat}", m.total - less, most))
+      out.append(would(f"model.remat {remat}", m.total - less, most))
   state = m.parameters + m.optimizer + m.gradients
-  out.append(_would(f"data.rows {run.data.rows // 2}", state + (m.total - state) / 2, most))
-  out.append(_would("twice the chips, on mesh.fsdp", m.total - state / 2, most))
+  out.append(would(f"data.rows {run.data.rows // 2}", state + (m.total - state) / 2, most))
+  out.append(would("twice the chips, on mesh.fsdp", m.total - state / 2, most))
   return tuple(out)
 
 
@@ -176,14 +175,7 @@ def _kept(plan: Plan, remat: str) -> float:
   return m.layers * plan.tokens / plan.where.chips * wide * size
 
 
-def _would(change: str, left: float, most: float) -> str:
+def would(change: str, left: float, most: float) -> str:
+  """A change, the bytes of a chip that it would leave in use, and whether that is few enough."""
   verdict = "fits" if left <= most else "still too much"
   return f"{change}: about {left / _GIB:.1f} GiB, {verdict}"
-
-
-def _shares(values: dict[str, float]) -> dict[str, float]:
-  return {k: v / sum(values.values()) for k, v in values.items()}
-
-
-def _by_bytes(cost: cost_lib.Cost) -> list[tuple[tuple[str, str], cost_lib.Collective]]:
-  return sorted(cost.collectives.items(), key=lambda item: -item[1].bytes)

@@ -101,6 +101,11 @@ def flops_of(cfg: config_lib.Model, vocab: vocab_lib.Vocab, *, positions: int, p
           "depth": 6.0 * frames * depth}
 
 
+def shares(values: dict[str, float]) -> dict[str, float]:
+  """Each value's part of their sum."""
+  return {k: v / sum(values.values()) for k, v in values.items()}
+
+
 def peak_flops() -> float:
   """Peak FLOP/s of this host's devices: from data sheets, or measured by a matmul on a CPU.
 

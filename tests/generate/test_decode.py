@@ -12,7 +12,7 @@ from flax import nnx
 from omnijax import config, sharding
 from omnijax import vocab as vl
 from omnijax.data import documents
-from omnijax.generate import cache, engine, grammar, sample, step
+from omnijax.generate import cache, engine, grammar, sample, step, weights
 from omnijax.generate.engine import Engine, Goal
 from omnijax.generate.sample import GREEDY, Sampling, Setting
 from omnijax.model.transformer import Omni
@@ -274,6 +274,31 @@ def test_empty_rows_of_a_state_start_anew(model):
     piece["count_B"] = np.array([piece["count_B"][0], 0], np.int32)
     twice = step.prefill(model, once, step.Piece(**sharding.place(piece)))
   np.testing.assert_allclose(np.asarray(twice.hidden_BD), kept, atol=1e-5)
+
+
+def test_prepared_weights_compute_the_same(mesh):
+  cfg = dataclasses.replace(tiny.MODEL, dtype="bfloat16")
+  def make(key):
+    model = Omni(cfg, tiny.VOCAB, sharding.RULES, rngs=nnx.Rngs(key))
+    # As trained: codes of images look like something, to be read and to be written.
+    for i, table in enumerate((model.embed.fixed_VA, model.embed.image_AD, model.image_AD)):
+      table[...] = jax.random.normal(jax.random.fold_in(key, i), table.shape)
+    return jax.tree.map(lambda x: 1.001 * x, model)  # gains aren't 1 either
+  raw = jax.jit(make)(jax.random.key(0))
+  ready = weights.prepare(raw)
+  assert raw.image_AD is not None and ready.head_DV.dtype == jnp.bfloat16
+  size = lambda model: sum(x.nbytes for x in jax.tree.leaves(model))
+  assert size(ready) < 0.55 * size(raw)
+  pieces = engine._pieces(PROMPTS[:2], 2, grammar.Layout(tiny.VOCAB, 0, 1))
+  def hidden(model):
+    state = cache.empty(model, rows=2, positions=64)
+    for piece in pieces:
+      state = step.prefill(model, state, step.Piece(**sharding.place(piece)))
+    codes = model.depth.write(state.hidden_BD, state.hidden_BD, lambda q, x: jnp.argmax(x, -1))
+    logits = jax.jit(lambda m, x: m.logits(x))(model, state.hidden_BD[:, None])
+    return state.hidden_BD, logits, codes
+  for a, b in zip(hidden(raw), hidden(ready), strict=True):
+    np.testing.assert_array_equal(np.float32(a), np.float32(b))
 
 
 def test_the_settings_of_a_kind_reach_its_tokens(four):

@@ -100,9 +100,6 @@ def test_attention_against_numpy(mesh, monkeypatch):
   q, k, v = (r.normal(size=(2, 6, n, 4)).astype(np.float32) for n in (4, 2, 2))
   segment = np.array([[1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 1, 1]], np.int32)
   out = attention.rows(q, k, v, segment, order_S=np.arange(6), blocks=(8, 8))
-  same = attention.cached(q, k, v, segment_BT=segment, key_segment_BS=segment,
-                          first_B=jnp.zeros(2, int))
-  np.testing.assert_allclose(out, same, atol=1e-6)
   for b in range(2):
     for n in range(4):
       for t in range(6):
@@ -111,6 +108,30 @@ def test_attention_against_numpy(mesh, monkeypatch):
         p = np.exp(score - score.max())
         want = (p / p.sum()) @ np.stack([v[b, s, n // 2] for s in keys])
         np.testing.assert_allclose(out[b, t, n], want, atol=1e-5)
+
+
+def test_attention_against_a_cache(mesh):
+  r = np.random.default_rng(0)
+  q, k, v = (r.normal(size=(2, 6, n, 4)).astype(np.float32) for n in (4, 2, 2))
+  whole = attention.rows(q, k, v, np.ones((2, 6), np.int32), order_S=np.arange(6), blocks=(8, 8))
+  lead = lambda x: np.moveaxis(np.pad(x[:, :4], ((0, 0), (0, 4), (0, 0), (0, 0)),
+                                      constant_values=9.0), 1, 2)
+  parts = attention.cached(q[:, 4:], lead(k), lead(v), k[:, 4:], v[:, 4:],
+                           length_B=np.array([4, 4]))
+  np.testing.assert_allclose(parts, whole[:, 4:], atol=1e-6)
+
+
+def test_a_cache_takes_what_it_has_room_for(mesh):
+  old = np.arange(1.0, 31.0, dtype=np.float32).reshape(1, 6, 1, 5, 1)
+  new = -np.arange(1.0, 13.0, dtype=np.float32).reshape(1, 6, 2, 1, 1)
+  length = np.array([0, 2, 3, 4, 5, 5], np.int32)
+  out = attention.append(jnp.asarray(old), jnp.asarray(new), jnp.asarray(length))
+  want = old.copy()
+  for b, n in enumerate(length):
+    for t in range(2):
+      if n + t < 5:
+        want[0, b, 0, n + t] = new[0, b, t]
+  np.testing.assert_array_equal(out, want)
 
 
 def test_rotary_scores_depend_on_differences_on_each_axis():

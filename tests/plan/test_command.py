@@ -48,6 +48,25 @@ def test_a_small_run_is_compiled_and_read(experiment, tmp_path, capsys):
 
 
 @pytest.mark.tpu
+def test_a_step_of_generation_is_compiled_and_read(experiment, tmp_path, capsys):
+  assert cli.main(["plan", str(experiment), "--topology", "v5p:2x2x1", "--decode", "--mesh.fsdp",
+                   "2", "--mesh.tensor", "2", "--data.rows", "64", "--data.positions", "8192",
+                   "--json", str(tmp_path / "json"), "--html",
+                   str(tmp_path / "html")]) == 0
+  f = json.loads((tmp_path / "json").read_text())
+  # Of 64 streams 32 on a chip, and one of 2 heads of keys and of values in each of 2 layers.
+  cache = 2 * 2 * 32 * 1 * 8192 * 128 * 2
+  assert f["memory_gib"]["cache"] * 2**30 == cache
+  assert f["memory_gib"]["buffers"] * 2**30 < cache / 2  # no other copy of it
+  assert f["step_s_of_memory"] < f["text_step_s_estimate"] < f["step_s_estimate"] < 0.01
+  assert f["speech_per_second"] == pytest.approx(0.08 / f["step_s_estimate"])
+  assert f["tokens_per_s_per_chip"] == pytest.approx(16 / f["text_step_s_estimate"])
+  said = capsys.readouterr().out
+  assert "decode step of small" in said and "where none speaks" in said
+  assert "<svg" in (tmp_path / "html").read_text()
+
+
+@pytest.mark.tpu
 def test_what_does_not_fit_says_what_would(experiment, capsys):
   arguments = ["plan", str(experiment), "--topology", "v5e:2x2", "--data.rows", "512",
                "--model.remat", "minimal", "--model.layers", "12"]
@@ -63,6 +82,7 @@ def test_what_does_not_fit_says_what_would(experiment, capsys):
   ([], "--topology is missing"),
   (["--topology", "v5p:2x2x1", "--json", "/nowhere/at/all.json"], "no directory"),
   (["--topology", "v5p:2x2x1", "--mesh.fsdpp", "4"], "did you mean --mesh.fsdp"),
+  (["--topology", "v5p:2x2x1", "--decode", "--document", "9"], "--document has no effect"),
   (["--topology", "v5p:2x2x1", "--price", "-1"], "--price is -1.0; it must be greater than 0"),
   (["--topology", "v5p:2x2x1", "--data.frames", "2000"], "frames is 2000, more than .* 1024"),
 ])

@@ -158,6 +158,81 @@ def test_only_what_lies_in_hbm_is_moved():
   assert out.by_kind["memory"] == pytest.approx(4 * 2**20 / rate)  # the root's output
 
 
+LAYERS = """\
+HloModule m
+%take (w: bf16[20,512,1024], i: s32[]) -> bf16[512,1024] {
+  %i = s32[] parameter(1)
+  %w = bf16[20,512,1024]{2,1,0} parameter(0)
+  ROOT %s = bf16[1,512,1024]{2,1,0} dynamic-slice(%w, %i, %i, %i), dynamic_slice_sizes={1,512,1024}
+}
+%layer (x: bf16[8,512], w: bf16[20,512,1024], i: s32[]) -> bf16[8,1024] {
+  %x.1 = bf16[8,512]{1,0:S(1)} parameter(0)
+  %w.1 = bf16[20,512,1024]{2,1,0} parameter(1)
+  %i.1 = s32[]{:S(6)} parameter(2)
+  %t = bf16[512,1024]{1,0} fusion(%w.1, %i.1), kind=kLoop, calls=%take
+  ROOT %c = bf16[8,1024]{1,0:S(1)} convolution(%x.1, %t), dim_labels=bf_io->bf
+}
+ENTRY %main (x: bf16[8,512], w: bf16[20,512,1024], i: s32[]) -> bf16[8,1024] {
+  %x.2 = bf16[8,512]{1,0:S(1)} parameter(0)
+  %w.2 = bf16[20,512,1024]{2,1,0} parameter(1)
+  %i.2 = s32[]{:S(6)} parameter(2)
+  ROOT %f = bf16[8,1024]{1,0:S(1)} fusion(%x.2, %w.2, %i.2), kind=kOutput, calls=%layer
+}
+"""
+
+
+def test_a_layer_of_stacked_weights_is_read_alone():
+  module = hlo.parse(LAYERS)
+  entry = module.computations["main"]
+  made = cost.Estimator(module, chips.parse("v5e:2x2"))
+  assert made._bytes(entry["f"], entry) == 512 * 1024 * 2 + 4
+
+
+UNTIL = """\
+HloModule m
+%speak (a: f32[1000]) -> f32[1000] {
+  %a = f32[1000]{0} parameter(0)
+  ROOT %n = f32[1000]{0} negate(%a), metadata={op_name="jit(run)/while/body/frame/neg"}
+}
+%still (b: f32[1000]) -> f32[1000] {
+  ROOT %b = f32[1000]{0} parameter(0)
+}
+%draw (c: f32[1000]) -> f32[1000] {
+  %c = f32[1000]{0} parameter(0)
+  ROOT %e = f32[1000]{0} exponential(%c), metadata={op_name="jit(run)/while/body/draw"}
+}
+%body (p: (pred[], f32[1000])) -> (pred[], f32[1000]) {
+  %p = (pred[], f32[1000]{0}) parameter(0)
+  %go = pred[] get-tuple-element(%p), index=0
+  %x = f32[1000]{0} get-tuple-element(%p), index=1
+  %one = f32[1000]{0} conditional(%go, %x, %x), branch_computations={%still, %speak}
+  %two = f32[1000]{0} conditional(%go, %one, %one), true_computation=%draw, false_computation=%still
+  ROOT %t = (pred[], f32[1000]{0}) tuple(%go, %two)
+}
+%condition (q: (pred[], f32[1000])) -> pred[] {
+  %q = (pred[], f32[1000]{0}) parameter(0)
+  ROOT %go.1 = pred[] get-tuple-element(%q), index=0
+}
+ENTRY %main (x: pred[], y: f32[1000]) -> (pred[], f32[1000]) {
+  %x.1 = pred[] parameter(0)
+  %y.1 = f32[1000]{0} parameter(1)
+  %first = f32[1000]{0} negate(%y.1)
+  %s = (pred[], f32[1000]{0}) tuple(%x.1, %first)
+  ROOT %loop = (pred[], f32[1000]{0}) while(%s), condition=%condition, body=%body
+}
+"""
+
+
+def test_a_round_of_an_endless_loop_does_what_may_happen():
+  module, where = hlo.parse(UNTIL), chips.parse("v5e:2x2")
+  once = 2 * 4000 / (0.85 * 819e9)
+  assert cost.Estimator(module, where).round().seconds == pytest.approx(2 * once)
+  silent = cost.Estimator(module, where, without="frame").round()
+  assert silent.seconds == pytest.approx(once)
+  with pytest.raises(ValueError, match="no loop that goes on"):
+    cost.Estimator(hlo.parse(NETWORK), where).round()
+
+
 NETWORK = """\
 HloModule m
 ENTRY %main (x: f32[1000]) -> f32[1000] {
