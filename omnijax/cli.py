@@ -24,7 +24,8 @@ _MODALITIES = ("text", "image", "audio")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 # Module -> the extra that brings it.
-_EXTRAS = {"pystoi": "eval", "faster_whisper": "eval", "libtpu": "tpu"}
+_EXTRAS = {"pystoi": "eval", "faster_whisper": "eval", "libtpu": "tpu",
+           "jax_cuda13_plugin": "cuda"}
 _FOR_PEOPLE = (ValueError, FileNotFoundError, PermissionError, NotADirectoryError,
                IsADirectoryError, ModuleNotFoundError)
 
@@ -130,7 +131,8 @@ def _parser() -> argparse.ArgumentParser:
 
   p = _command(commands, "plan", _plan, usage.PLAN, fields=True)
   p.add_argument("experiment", metavar="EXPERIMENT", type=Path, nargs="?", help="Python file")
-  p.add_argument("--topology", metavar="CHIP:SHAPE", help="such as v5e:4x4, v5p:4x4x4, v6e:16x16")
+  p.add_argument("--topology", metavar="CHIP:SHAPE", help="such as v5e:4x4, v5p:4x4x4, v6e:16x16, "
+                 "tpu7x:2x2x1, h100:8, cpu:8")
   p.add_argument("--slices", type=int, default=1, metavar="N", help="of that shape, over a slower "
                  "network (default: %(default)s)")
   p.add_argument("--decode", action="store_true", help="the step of generation instead: data.rows "

@@ -85,5 +85,7 @@ memory of a chip, FLOPs, collectives, time of a step, MFU. Takes minutes. Needs 
     --data.rows 64
 
 Times are estimates of the compiled schedule, to compare plans with each other by: no real step was
-timed. Writes nothing but what --json, --html and --hlo ask for.
+timed. Of GPUs (--topology h100:8, with the extra `cuda`) and of this machine's CPU (cpu:8, a dry
+run) it tells memory, FLOPs and collectives, and no time. Figures of a chip of tpu7x are of one of
+its two cores. Writes nothing but what --json, --html and --hlo ask for.
 """

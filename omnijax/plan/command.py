@@ -94,15 +94,27 @@ def _table(f: dict[str, Any]) -> Table:
                 + (f", {f['slices']} slices" if f["slices"] > 1 else ""), show_header=False)
   table.add_column(style="bold")
   table.add_column()
-  verdict = "fits" if f["fits"] else "DOES NOT FIT"
+  limit, verdict = f["hbm_of_chip_gib"], {True: "fits", False: "DOES NOT FIT"}.get(f["fits"])
   parts = ", ".join(f"{k} {v:.1f}" for k, v in f["memory_gib"].items())
-  table.add_row("memory of a chip", f"{f['hbm_gib']:.1f} of {f['hbm_of_chip_gib']:.0f} GiB, "
-                f"{verdict}\n({parts})")
+  table.add_row("memory of a chip", f"{f['hbm_gib']:.3g} "
+                + (f"of {limit:.0f} GiB, {verdict}" if limit else "GiB") + f"\n({parts})")
   shares = ", ".join(f"{k} {v:.1%}" for k, v in f["model_flops_share"].items())
   table.add_row("model FLOPs of a chip", f"{f['model_flops_per_chip'] / 1e12:,.3g} T a step\n"
                 f"({shares})")
-  if "step_s_estimate" not in f:
-    return table
+  if "step_s_estimate" in f:
+    _add_time(table, f)
+  elif "collectives" in f:
+    table.add_row("time of a step", "not estimated: there is no model of this kind of device")
+  for c in f.get("collectives", ()):
+    if c["bytes"] > 1e6:
+      wait = (f", {c['seconds'] * 1e3:.1f} ms, {c['exposed'] * 1e3:.1f} exposed"
+              if "seconds" in c else "")
+      table.add_row(f"{c['kind']} over {c['axis']}", f"{c['count']:,} of {c['bytes'] / 1e9:.2f} GB "
+                    f"in all{wait}")
+  return table
+
+
+def _add_time(table: Table, f: dict[str, Any]) -> None:
   table.add_row("executed FLOPs", f"{f['hlo_flops_per_chip'] / 1e12:,.3g} T")
   kinds = ", ".join(f"{k} {v:.3g}" for k, v in f["seconds_by_kind"].items())
   table.add_row("time of a step", _seconds(f, "step_s") + f"\n({kinds} s)")
@@ -113,11 +125,6 @@ def _table(f: dict[str, Any]) -> Table:
                 f"{f['tokens_per_s_per_chip']:,.0f} a second")
   if "cost_per_billion_tokens" in f:
     table.add_row("a billion tokens", f"{f['cost_per_billion_tokens']:,.2f}")
-  for c in f["collectives"]:
-    if c["bytes"] > 1e6:
-      table.add_row(f"{c['kind']} over {c['axis']}", f"{c['count']:,} of {c['bytes'] / 1e9:.2f} GB "
-                    f"in all, {c['seconds'] * 1e3:.1f} ms, {c['exposed'] * 1e3:.1f} exposed")
-  return table
 
 
 def _seconds(f: dict[str, Any], key: str) -> str:

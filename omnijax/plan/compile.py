@@ -128,7 +128,8 @@ def streams(run: config_lib.Run, vocab: vocab_lib.Vocab
 
 
 def _compile(lowered: Any, mesh: jax.sharding.Mesh, parameters: int, other: int) -> Compiled:
-  places = [Place(tuple(d.coords), getattr(d, "slice_index", 0)) for d in mesh.devices.flat]
+  places = [Place(tuple(getattr(d, "coords", (d.id,))), getattr(d, "slice_index", 0))
+            for d in mesh.devices.flat]
   at = np.empty(len(places), object)
   at[:] = places
   grid = Grid(mesh.axis_names, at.reshape(mesh.devices.shape))
@@ -140,7 +141,11 @@ def _compile(lowered: Any, mesh: jax.sharding.Mesh, parameters: int, other: int)
       raise
     needed = float(over[1]) * 2 ** {"M": 20, "G": 30, "T": 40}[over[2]]
     return Compiled("", parameters + other + needed, parameters, other, grid, needed)
-  peak = made.memory_analysis().peak_memory_in_bytes
+  m = made.memory_analysis()
+  peak = m.peak_memory_in_bytes
+  if mesh.devices.flat[0].platform != "tpu":  # a CPU's leaves out what is temporary
+    peak = (m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+            + m.temp_size_in_bytes)
   return Compiled(made.as_text(), peak, parameters, other, grid)
 
 

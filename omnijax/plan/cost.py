@@ -61,10 +61,12 @@ class Cost:
       for field in ("count", "bytes", "seconds", "exposed"):
         setattr(mine, field, getattr(mine, field) + getattr(c, field) * times)
 
-  def collectives_by_bytes(self) -> list[dict[str, Any]]:
+  def collectives_by_bytes(self, timed: bool) -> list[dict[str, Any]]:
     """Collectives as plain values, those that send most first."""
     most = sorted(self.collectives.items(), key=lambda item: -item[1].bytes)
-    return [{"kind": kind, "axis": axis, **dataclasses.asdict(c)} for (kind, axis), c in most]
+    keys = ("count", "bytes", "seconds", "exposed") if timed else ("count", "bytes")
+    return [{"kind": kind, "axis": axis, **{k: getattr(c, k) for k in keys}}
+            for (kind, axis), c in most]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,14 +54,18 @@ class Plan:
     out: dict[str, Any] = {
       "experiment": self.run.name, "step": "decode", "topology": self.where.name,
       "slices": self.where.slices, "chips": chips, "mesh": dataclasses.asdict(self.run.mesh),
-      "rows": d.rows, "positions": d.positions, "fits": self.fits, "advice": list(self.advice),
-      "hbm_gib": m.total / _GIB, "hbm_of_chip_gib": self.where.chip.hbm / _GIB,
+      "rows": d.rows, "positions": d.positions,
+      "fits": self.fits if self.where.hbm_gib else None, "advice": list(self.advice),
+      "hbm_gib": m.total / _GIB, "hbm_of_chip_gib": self.where.hbm_gib,
       "memory_gib": {k: v / _GIB for k, v in dataclasses.asdict(m).items()},
       "tokens_per_chip": d.rows / chips,
       "model_flops_per_chip": sum(self.model_flops.values()) / chips,
       "model_flops_share": metrics.shares(self.model_flops),
     }
     if self.cost is None or self.text_cost is None:
+      return out
+    out["collectives"] = self.cost.collectives_by_bytes(self.where.chip.timed)
+    if not self.where.chip.timed:
       return out
     seconds, text, error = self.cost.seconds, self.text_cost.seconds, cost_lib.ERROR
     rate = d.rows / text / chips
@@ -77,7 +81,6 @@ class Plan:
       "speech_per_second": _FRAME / seconds,
       "speech_per_second_range": [_FRAME / seconds / (1 + error), _FRAME / seconds / (1 - error)],
       "seconds_by_kind": dict(self.cost.by_kind),
-      "collectives": self.cost.collectives_by_bytes(),
     }
     if price is not None:
       out["cost_per_billion_tokens"] = 1e9 / rate / 3600 * price

@@ -18,7 +18,7 @@ def html(cost: Cost | None, figures: dict[str, Any]) -> str:
   rows = "".join(f"<tr><th>{html_lib.escape(k.replace('_', ' '))}</th><td>{_value(v)}</td></tr>"
                  for k, v in figures.items() if not isinstance(v, list | dict))
   memory = dict(figures["memory_gib"])
-  memory["free"] = max(0.0, figures["hbm_of_chip_gib"] - figures["hbm_gib"])
+  memory["free"] = max(0.0, (figures["hbm_of_chip_gib"] or 0) - figures["hbm_gib"])
   return f"""<!doctype html><meta charset="utf-8"><title>{title}</title>
 <style>body{{font:16px system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}}
 th{{text-align:left;font-weight:normal;padding-right:2rem}}svg{{width:100%;height:auto}}</style>
@@ -47,7 +47,7 @@ def _bar(parts: dict[str, float]) -> str:
 
 
 def _time(cost: Cost | None, figures: dict[str, Any]) -> str:
-  if cost is None:
+  if cost is None or not cost.seconds:
     return f"<p>{html_lib.escape('. '.join(figures['advice']))}.</p>"
   return f"""<h2>Seconds of a step</h2>{_bar(figures["seconds_by_kind"])}
 <h2>Time line of a step</h2><p>In the order of the schedule; loops over layers as a whole.</p>

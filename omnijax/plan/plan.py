@@ -59,14 +59,17 @@ class Plan:
       "slices": self.where.slices, "chips": chips, "mesh": dataclasses.asdict(self.run.mesh),
       "remat": self.run.model.remat,
       "rows": self.run.data.rows, "positions": self.run.data.positions,
-      "fits": self.fits, "advice": list(self.advice),
-      "hbm_gib": m.total / _GIB, "hbm_of_chip_gib": self.where.chip.hbm / _GIB,
+      "fits": self.fits if self.where.hbm_gib else None, "advice": list(self.advice),
+      "hbm_gib": m.total / _GIB, "hbm_of_chip_gib": self.where.hbm_gib,
       "memory_gib": {k: v / _GIB for k, v in dataclasses.asdict(m).items()},
       "tokens_per_chip": self.tokens / chips,
       "model_flops_per_chip": sum(self.model_flops.values()) / chips,
       "model_flops_share": metrics.shares(self.model_flops),
     }
-    return out if self.cost is None else out | self._speed(self.cost, price)
+    if self.cost is None:
+      return out
+    out["collectives"] = self.cost.collectives_by_bytes(self.where.chip.timed)
+    return out | self._speed(self.cost, price) if self.where.chip.timed else out
 
   def _speed(self, cost: cost_lib.Cost, price: float | None) -> dict[str, Any]:
     seconds, chips = cost.seconds, self.where.chips
@@ -79,7 +82,6 @@ class Plan:
       "mfu_estimate": flops / seconds / self.where.chip.flops,
       "tokens_per_s_per_chip": rate,
       "seconds_by_kind": dict(cost.by_kind),
-      "collectives": cost.collectives_by_bytes(),
     }
     if price is not None:
       out["cost_per_billion_tokens"] = 1e9 / rate / 3600 * price

@@ -1,5 +1,6 @@
 """`omnijax plan` on the real compiler of TPUs: `pytest -m tpu`, with the extra `tpu` installed."""
 
+import importlib.util
 import json
 import pathlib
 import re
@@ -76,7 +77,31 @@ def test_what_does_not_fit_says_what_would(experiment, capsys):
   assert "DOES NOT FIT" in said.out and "model.remat full" in said.out
 
 
+CPU = ["--topology", "cpu:4", "--data.positions", "128", "--data.frames", "32", "--loss.chunk",
+       "128", "--tokenizers.text-size", "1024", "--tokenizers.image-size", "1024"]
+
+
+@pytest.mark.parametrize("more,parts", [
+  (["--mesh.fsdp", "4"], {"parameters", "optimizer", "gradients", "activations", "buffers"}),
+  (["--mesh.fsdp", "2", "--mesh.tensor", "2", "--decode"], {"parameters", "cache", "buffers"}),
+])
+def test_a_dry_run_on_cpus_tells_all_but_time(experiment, tmp_path, capsys, more, parts):
+  paths = [f"--{kind}={tmp_path / kind}" for kind in ("json", "html")]
+  assert cli.main(["plan", str(experiment), *CPU, *more, *paths]) == 0
+  f = json.loads((tmp_path / "json").read_text())
+  assert f["chips"] == 4 and f["fits"] is None and f["hbm_of_chip_gib"] is None
+  assert set(f["memory_gib"]) == parts and 0.001 < f["memory_gib"]["buffers"] < f["hbm_gib"] < 2
+  assert f["model_flops_per_chip"] > 1e6
+  sent = {c["axis"]: c["bytes"] for c in f["collectives"]}
+  assert sent["fsdp"] > 0 and "seconds" not in f["collectives"][0]
+  assert "step_s_estimate" not in f and "mfu_estimate" not in f
+  assert "not estimated" in capsys.readouterr().out
+  assert "<svg" in (tmp_path / "html").read_text()
+
+
 @pytest.mark.parametrize("arguments,message", [
+  (["--topology", "h100:12"], "12 GPUs; wanted at most 8, or hosts of 8, such as 8"),
+  (["--topology", "cpu:8", "--slices", "2"], "only TPUs come in slices"),
   (["--topology", "v5p:4x4"], r"unknown|wired in 3"),
   (["--topology", "v7:2x2"], "unknown topology"),
   ([], "--topology is missing"),
@@ -95,6 +120,13 @@ def test_without_the_compiler_it_says_how_to_get_it(experiment, capsys, monkeypa
   monkeypatch.setitem(sys.modules, "libtpu", None)
   assert cli.main(["plan", str(experiment), "--topology", "v5p:2x2x1"]) == 2
   assert 'pip install "omnijax[tpu]"' in capsys.readouterr().err
+
+
+@pytest.mark.skipif(any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)),
+                    reason="the compiler for GPUs is installed")
+def test_without_the_compiler_for_gpus_it_says_how_to_get_it(experiment, capsys):
+  assert cli.main(["plan", str(experiment), "--topology", "h100:8"]) == 2
+  assert 'pip install "omnijax[cuda]"' in capsys.readouterr().err
 
 
 @pytest.mark.tpu
