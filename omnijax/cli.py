@@ -137,6 +137,11 @@ def _parser() -> argparse.ArgumentParser:
                  "network (default: %(default)s)")
   p.add_argument("--decode", action="store_true", help="the step of generation instead: data.rows "
                  "streams at once, of data.positions each")
+  p.add_argument("--search", type=Path, metavar="FILE", nargs="?", const=Path(), help="compiles "
+                 "variants, ranks them, and writes the best as an experiment (default: "
+                 "NAME_TOPOLOGY.py)")
+  p.add_argument("--tries", type=int, metavar="N", help="variants that --search compiles, earlier "
+                 "calls included (default: 6)")
   p.add_argument("--document", type=int, metavar="N", help="positions of a document, for the FLOPs "
                  "of attention (default: a whole row)")
   p.add_argument("--price", type=float, metavar="X", help="of a chip and hour, for the cost of a "
@@ -317,8 +322,22 @@ def _plan(args: argparse.Namespace, fields: list[str]) -> None:
   os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the TPU is compiled for, not used
   from omnijax.plan import command
 
-  command.run(run, args.topology, args.slices, decode=args.decode, document=args.document,
-              price=args.price, json=args.json, html=args.html, hlo=args.hlo)
+  files = {"json": args.json, "html": args.html, "hlo": args.hlo}
+  if args.search is None:
+    if args.tries is not None:
+      raise ValueError("--tries has no effect without --search.")
+    command.run(run, args.topology, args.slices, decode=args.decode, document=args.document,
+                price=args.price, **files)
+    return
+  if args.decode:
+    raise ValueError("--search ranks steps of training; leave --decode out.")
+  name = f"{run.name}_{args.topology}".replace(":", "_").replace(".", "_") + ".py"
+  fixed = [f.split("=")[0].removeprefix("--").replace("-", "_") for f in fields
+           if f.startswith("--")]
+  command.search(args.experiment, run, args.topology, args.slices, fixed=fixed,
+                 out=Path(name) if args.search == Path() else args.search,
+                 tries=6 if args.tries is None else args.tries, document=args.document,
+                 price=args.price, **files)
 
 
 def _eval(args: argparse.Namespace, _: list[str]) -> None:

@@ -83,6 +83,12 @@ memory of a chip, FLOPs, collectives, time of a step, MFU. Takes minutes. Needs 
   omnijax plan experiments/omni_8b.py --topology v5e:16x16 --slices 4 --mesh.data 4 --mesh.fsdp 256
   omnijax plan experiments/omni_1b.py --topology v5e:2x2 --decode --mesh.fsdp 1 --mesh.tensor 4 \
     --data.rows 64
+  omnijax plan experiments/omni_1b.py --topology v5e:8x8 --search best.py --data.rows 128
+
+--search compiles variants in mesh, rows, micro-batches, remat and blocks of attention, those that
+promise most first, and writes the best to FILE, an experiment. Fields that are given stay as they
+are: without data.rows it may choose another batch. What is compiled is kept in FILE's .json, so a
+second call goes on where the first stopped.
 
 Times are estimates of the compiled schedule, to compare plans with each other by: no real step was
 timed. Of GPUs (--topology h100:8, with the extra `cuda`) and of this machine's CPU (cpu:8, a dry

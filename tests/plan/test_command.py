@@ -68,6 +68,23 @@ def test_a_step_of_generation_is_compiled_and_read(experiment, tmp_path, capsys)
 
 
 @pytest.mark.tpu
+def test_variants_are_compiled_and_the_best_can_be_planned(experiment, tmp_path, capsys):
+  out = tmp_path / "best.py"
+  assert cli.main(["plan", str(experiment), "--topology", "v5e:2x2", "--search", str(out),
+                   "--tries", "2", "--data.rows", "8", "--model.layers", "1", "--mesh.fsdp", "4",
+                   "--json", str(tmp_path / "json")]) == 0
+  tries = json.loads(out.with_suffix(".json").read_text())["tries"]
+  assert [t["outcome"] for t in tries] == ["fits", "fits"]
+  rates = [t["tokens_per_s"] for t in tries]
+  assert min(rates) > 0 and rates[0] != rates[1]
+  figures = json.loads((tmp_path / "json").read_text())
+  assert figures["tokens_per_s_per_chip"] == max(rates)
+  capsys.readouterr()
+  assert cli.main(["plan", str(out), "--topology", "v5e:2x2"]) == 0
+  assert f"{max(rates):,.0f} a second" in capsys.readouterr().out
+
+
+@pytest.mark.tpu
 def test_what_does_not_fit_says_what_would(experiment, capsys):
   arguments = ["plan", str(experiment), "--topology", "v5e:2x2", "--data.rows", "512",
                "--model.remat", "minimal", "--model.layers", "12"]
