@@ -22,7 +22,7 @@ def call(work: Callable[..., Any], *arguments: Any, what: str,
          stage: Callable[[str], None] = lambda name: None) -> Any:
   """work(*arguments, stage), in a process that ends with this one at the latest.
 
-  What it says on stderr after its first stage, while the compiler starts, is passed on.
+  What it says on stderr after its first stage, in which the compiler starts, is passed on.
 
   Args:
     work: a function of a module; it, its arguments and its result are pickled.
@@ -61,7 +61,8 @@ def call(work: Callable[..., Any], *arguments: Any, what: str,
   if kind == "crashed":
     value = f"{_ending(process.exitcode)}: {_last_words(words.decode('utf-8', 'replace'))}"
   else:
-    sys.stderr.write(words[starts[1] if len(starts) > 1 else 0 :].decode("utf-8", "replace"))
+    begun = starts[1] if len(starts) > 1 else len(words)
+    sys.stderr.write(words[begun:].decode("utf-8", "replace"))
   if kind == "done":
     return value
   if kind == "raised":

@@ -10,6 +10,7 @@ from omnijax.plan import child, hlo
 from omnijax.plan import compile as compile_lib
 from omnijax.plan import cost as cost_lib
 from omnijax.plan.chips import RESERVED, Slice
+from omnijax.plan.promise import kept_values
 from omnijax.train import metrics
 
 _GIB = 2**30
@@ -167,14 +168,11 @@ def _advice(plan: Plan) -> tuple[str, ...]:
   return tuple(out)
 
 
-def _kept(plan: Plan, remat: str) -> float:
+def _kept(plan: Plan, remat: Any) -> float:
   """Bytes of a chip that the layers keep for the backward pass."""
-  m = plan.run.model
+  m = dataclasses.replace(plan.run.model, remat=remat)
   size = 2 if m.dtype == "bfloat16" else 4
-  heads = m.head_dim * (2 * m.heads + 2 * m.kv_heads)
-  wide = {"full": m.dim, "minimal": 2 * m.dim + heads + 2 * m.mlp,
-          "none": 6 * m.dim + 2 * heads + 4 * m.mlp}[remat]
-  return m.layers * plan.tokens / plan.where.chips * wide * size
+  return m.layers * plan.tokens / plan.where.chips * kept_values(m) * size
 
 
 def would(change: str, left: float, most: float) -> str:

@@ -17,6 +17,7 @@ from omnijax.train import metrics
 from omnijax.train import state as state_lib
 
 _MATMUL = 0.8  # of peak
+_EXPOSED = 0.3  # of gathers of weights, what nothing hides
 _PASSES = 40  # over a position's hidden state in a layer, forward and backward
 
 
@@ -81,7 +82,8 @@ def promise(run: config_lib.Run, vocab: vocab_lib.Vocab, where: Slice, count: in
     sums += 8 * m.layers * positions * (mesh.tensor - 1) * m.dim * size / (2 * chip.link_rate)
   if mesh.data > 1:  # of gradients
     sums += 8 * count / shards / (chip.network_rate if where.slices > 1 else wire)
-  return Promise(busy + 0.1 * gathers + max(0.0, 0.9 * gathers - busy) + sums,
+  exposed = max(_EXPOSED * gathers, gathers - busy)
+  return Promise(busy + exposed + sums,
                  (4 + moments) * count / shards, kept + gradients + logits + head)
 
 
