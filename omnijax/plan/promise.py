@@ -94,5 +94,7 @@ def kept_values(m: config_lib.Model, tensor: int = 1) -> float:
   """
   heads = m.head_dim * (2 * m.heads + 2 * m.kv_heads)
   active = m.mlp * (m.experts_per_token if m.experts else 1)
-  wide = {"full": m.dim * tensor, "none": 6 * m.dim * tensor + 2 * heads + 4 * active}
+  # Norms, rotations and products of gates are in float32, each with its copies: four times what
+  # their inputs take, in the two programs that this was compared with.
+  wide = {"full": m.dim * tensor, "none": 4 * (6 * m.dim * tensor + 2 * heads + 4 * active)}
   return wide.get(m.remat, 2 * m.dim * tensor + heads + 2 * active)
