@@ -14,6 +14,9 @@ from typing import Any, Literal
 
 PACKAGED = "packaged"
 
+# What a layer of the trunk makes, by the names that `Model.saved` and `Model.offloaded` take.
+ACTIVATIONS = ("input", "query", "key", "value", "attention", "attended", "gate", "up")
+
 
 def _positive(owner: object, *names: str) -> None:
   for name in names:
@@ -47,8 +50,10 @@ class Model:
   rope_theta: float = 10_000.0
   norm_eps: float = 1e-6
   # none: keep all activations. minimal: keep outputs of matmuls and attention. full: keep layer
-  # inputs.
-  remat: Literal["none", "minimal", "full"] = "none"
+  # inputs. names: keep the activations named below; the depth transformer keeps layer inputs.
+  remat: Literal["none", "minimal", "full", "names"] = "none"
+  saved: tuple[str, ...] = ()  # of ACTIVATIONS, kept in the accelerator's memory
+  offloaded: tuple[str, ...] = ()  # of ACTIVATIONS, kept in the host's memory meanwhile
   # Queries and keys that the attention kernel of a TPU holds at once.
   attention_blocks: tuple[int, int] = (1024, 1024)
   # Layers compiled as one: saves copies of activations (a quarter of the gradient of the
@@ -63,6 +68,7 @@ class Model:
     if self.heads % self.kv_heads:
       raise ValueError(f"Model.heads is {self.heads}, which is not a multiple of "
                        f"Model.kv_heads {self.kv_heads}; change one of them.")
+    self._check_names()
     if self.experts:
       _positive(self, "experts_per_token")
       shared = self.experts - sum(self.modality_experts)
@@ -79,6 +85,17 @@ class Model:
       raise ValueError(f"Model.head_dim {self.head_dim} has {self.head_dim / 2} rotary pairs, "
                        f"which Model.rope_split {self.rope_split} can't share out; make "
                        f"head_dim a multiple of {2 * parts} or change rope_split.")
+
+  def _check_names(self) -> None:
+    names = [*self.saved, *self.offloaded]
+    if bool(names) != (self.remat == "names"):
+      raise ValueError(f"Model.remat is {self.remat!r}, saved {self.saved} and offloaded "
+                       f"{self.offloaded}; remat 'names' wants some of {ACTIVATIONS} there, "
+                       "and any other none.")
+    if unknown := sorted(set(names) - set(ACTIVATIONS)):
+      raise ValueError(f"Model.saved or offloaded has {unknown}; wanted some of {ACTIVATIONS}.")
+    if twice := sorted(n for n in set(names) if names.count(n) > 1):
+      raise ValueError(f"Model.saved and offloaded name {twice} twice; keep each in one place.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from omnijax.kernels import compiler, context, sums
 
@@ -131,7 +132,8 @@ def _chunked(index_T: jax.Array, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: j
   last_BT = jnp.broadcast_to(index_T[None], (B, T))
   chunks = -(-T // _CHUNK)
   if chunks == 1:
-    return _plain(q_BTNH, k_BSKH, v_BSKH, segment_BT, key_segment_BS, last_BT)
+    o_BTNH = _plain(q_BTNH, k_BSKH, v_BSKH, segment_BT, key_segment_BS, last_BT)
+    return checkpoint_name(o_BTNH, SAVED)
 
   def split(x):
     x = jnp.pad(x, ((0, 0), (0, chunks * _CHUNK - T), *((0, 0),) * (x.ndim - 2)))
@@ -140,7 +142,7 @@ def _chunked(index_T: jax.Array, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: j
   one = jax.checkpoint(lambda part: _plain(part[0], k_BSKH, v_BSKH, part[1], key_segment_BS,
                                            part[2]))
   o_CBTNH = jax.lax.map(one, tuple(map(split, (q_BTNH, segment_BT, last_BT))))
-  return jnp.moveaxis(o_CBTNH, 0, 1).reshape(B, -1, N, H)[:, :T]
+  return checkpoint_name(jnp.moveaxis(o_CBTNH, 0, 1).reshape(B, -1, N, H)[:, :T], SAVED)
 
 
 def _plain(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segment_BT: jax.Array,

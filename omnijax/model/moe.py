@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from omnijax import config as config_lib
 from omnijax.kernels.attention import MASKED
@@ -97,8 +98,9 @@ class Moe(nnx.Module):
       sizes_E = jnp.bincount(index_A, length=mine + 1)[:mine].astype(jnp.int32)
       rows_AD = x_LD[order_A // self.k]
       product = lambda a, w: jax.lax.ragged_dot(a, w, sizes_E, preferred_element_type=dtype)
-      h_AF = jax.nn.silu(product(rows_AD, whole(w_gate_EDF, 1))) * product(rows_AD,
-                                                                          whole(w_up_EDF, 1))
+      gate_AF = checkpoint_name(product(rows_AD, whole(w_gate_EDF, 1)), "gate")
+      up_AF = checkpoint_name(product(rows_AD, whole(w_up_EDF, 1)), "up")
+      h_AF = jax.nn.silu(gate_AF) * up_AF
       y_AD = product(h_AF, whole(w_down_EFD, 2)).astype(jnp.float32)
       # Past the last group lies what other devices do.
       done_A1 = (jnp.arange(len(order_A)) < jnp.sum(sizes_E))[:, None]

@@ -7,13 +7,16 @@ Initial deviations, in one place: embeddings and input projections 1/sqrt(fan in
 dim; projections back into the residual stream that, over sqrt(2 x layers) (GPT-2); gains 1.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from omnijax import config as config_lib
 from omnijax import vocab as vocab_lib
-from omnijax.kernels import attention as kernels
 from omnijax.kernels import frames
 from omnijax.model import rope
 from omnijax.model.attention import Attention, Cache, Context
@@ -23,12 +26,14 @@ from omnijax.model.layers import Mlp, param, rms_norm, scale, unflatten
 from omnijax.model.moe import Moe
 from omnijax.sharding import Rules
 
-_KEEP = jax.checkpoint_policies
-_REMAT = {
-  "minimal": _KEEP.save_only_these_names("query", "key", "value", kernels.SAVED, "attended",
-                                         "gate", "up"),
-  "full": _KEEP.nothing_saveable,
-}
+
+def _kept(cfg: config_lib.Model) -> Callable[..., Any]:
+  """The policy of what the layers keep for the backward pass; the rest is made again."""
+  # A layer's input is kept anyway, where it isn't offloaded.
+  saved = {"full": (), "minimal": config_lib.ACTIVATIONS[1:]}.get(cfg.remat, cfg.saved)
+  return jax.checkpoint_policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=saved, names_which_can_be_offloaded=cfg.offloaded,
+    offload_src="device", offload_dst="pinned_host")
 
 
 class Block(nnx.Module):
@@ -93,11 +98,12 @@ class Omni(nnx.Module):
 
     def body(x_BTD, layer):
       block, layer_cache = layer
+      x_BTD = checkpoint_name(x_BTD, "input")
       x_BTD, layer_cache, balance = block(x_BTD, ctx, layer_cache)
       return x_BTD, (layer_cache, balance)
 
     if cache is None and cfg.remat != "none":
-      body = jax.checkpoint(body, policy=_REMAT[cfg.remat])
+      body = jax.checkpoint(body, policy=_kept(cfg))
     x_BTD, (new, balance_L) = jax.lax.scan(body, x_BTD, (self.blocks, cache), unroll=cfg.unroll)
     if cache is not None:
       assert length_B is not None

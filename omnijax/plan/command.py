@@ -193,6 +193,8 @@ def _table(f: dict[str, Any]) -> Table:
   parts = ", ".join(f"{k} {v:.1f}" for k, v in f["memory_gib"].items())
   table.add_row("memory of a chip", f"{f['hbm_gib']:.3g} "
                 + (f"of {limit:.0f} GiB, {verdict}" if limit else "GiB") + f"\n({parts})")
+  if f.get("host_gib"):
+    table.add_row("memory of the host", f"{f['host_gib']:.1f} GiB for each chip")
   shares = ", ".join(f"{k} {v:.1%}" for k, v in f["model_flops_share"].items())
   table.add_row("model FLOPs of a chip", f"{f['model_flops_per_chip'] / 1e12:,.3g} T a step\n"
                 f"({shares})")

@@ -53,6 +53,7 @@ class Compiled:
   other: int  # state beside the parameters: the optimizer's, or the cache
   grid: Grid
   needed: float = 0.0  # beside the state, if there is no memory for it
+  host: float = 0.0  # of the host's memory
 
 
 def batch(run: config_lib.Run, vocab: vocab_lib.Vocab) -> dict[str, jax.ShapeDtypeStruct]:
@@ -146,7 +147,7 @@ def _compile(lowered: Any, mesh: jax.sharding.Mesh, parameters: int, other: int)
   if mesh.devices.flat[0].platform != "tpu":  # a CPU's leaves out what is temporary
     peak = (m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
             + m.temp_size_in_bytes)
-  return Compiled(made.as_text(), peak, parameters, other, grid)
+  return Compiled(made.as_text(), peak, parameters, other, grid, host=m.host_temp_size_in_bytes)
 
 
 def _bytes(tree: Any) -> int:

@@ -31,7 +31,10 @@ _FREE_CALLS = ('"AllocateBuffer"', '"Sharding"', '"ConcatBitcast"', '"AssumeGath
 
 @dataclasses.dataclass
 class Collective:
-  """What all collectives of a kind over the same mesh axes add up to, of one chip and step."""
+  """What all collectives of a kind over the same mesh axes add up to, of one chip and step.
+
+  And copies to and from the host's memory.
+  """
 
   count: int = 0
   bytes: float = 0.0  # sent over the wire by a chip
@@ -49,6 +52,12 @@ class Cost:
   collectives: dict[tuple[str, str], Collective] = dataclasses.field(default_factory=dict)
   # (start, seconds, what) in the order of the schedule, loops as a whole.
   timeline: list[tuple[float, float, str]] = dataclasses.field(default_factory=list)
+
+  def book(self, key: tuple[str, str], size: float, seconds: float) -> None:
+    """Counts one transfer."""
+    booked = self.collectives.setdefault(key, Collective())
+    booked.count, booked.bytes = booked.count + 1, booked.bytes + size
+    booked.seconds += seconds
 
   def add(self, other: "Cost", times: int) -> None:
     """Runs another computation so many times, here."""
@@ -113,7 +122,7 @@ class Estimator:
   def _walk(self, computation: hlo.Computation) -> Cost:
     if id(computation) in self._memo:
       return self._memo[id(computation)]
-    cost, wires, free = Cost(), {}, {"wire": 0.0, "copy": 0.0, "network": 0.0}
+    cost, wires, free = Cost(), {}, {"wire": 0.0, "copy": 0.0, "network": 0.0, "host": 0.0}
     for i in computation.values():
       start = cost.seconds
       if i.opcode in ("while", "call"):
@@ -168,16 +177,18 @@ class Estimator:
       return
     if i.opcode == "send":  # over the network between slices, by the runtime of the hosts
       name, n = _rendezvous(i), self.where.slices
-      booked = cost.collectives.setdefault(("all-reduce", "slices"), Collective())
       size = 2 * i.outputs[0].bytes * (n - 1) / n
       seconds, key, lane = size / self.chip.network_rate, ("all-reduce", "slices"), "network"
-      booked.count, booked.bytes = booked.count + 1, booked.bytes + size
-      booked.seconds += seconds
+      cost.book(key, size, seconds)
     elif inner is not None:
       if i.opcode.endswith("call-start") and not i.operands:  # they come with the update
         return
       seconds, key = self._send(inner, i, computation, cost)
       lane = "wire"
+    elif any(a.host for a in i.outputs):  # of a copy, or of a slice of something on the host
+      size, key, lane = max(a.bytes for a in i.outputs if not a.host), ("copy", "host"), "host"
+      seconds = size / self.chip.host_rate
+      cost.book(key, size, seconds)
     elif i.opcode in ("copy-start", "slice-start", "async-start"):
       moved = i.outputs[1].bytes if i.opcode == "slice-start" else i.bytes / 2
       seconds, key, lane = moved / (_MEMORY * self.chip.hbm_rate), None, "copy"
@@ -216,10 +227,7 @@ class Estimator:
             "all-reduce": 2 * size * (n - 1) / n, "collective-permute": size}.get(
               kind, size * (n - 1) / n)
     axes, rate = self._path(tuple(group), kind == "collective-permute")
-    booked = cost.collectives.setdefault((kind, axes), Collective())
-    booked.count += 1
-    booked.bytes += wire
-    booked.seconds += wire / rate
+    cost.book((kind, axes), wire, wire / rate)
     return wire / rate, (kind, axes)
 
   def _path(self, group: tuple[int, ...], one_link: bool) -> tuple[str, float]:

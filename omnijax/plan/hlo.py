@@ -23,6 +23,7 @@ class Array:
   kind: str
   shape: tuple[int, ...]
   near: bool = False  # in the vector memory of a TPU's core
+  host: bool = False  # in the host's memory
 
   @property
   def bytes(self) -> float:
@@ -205,7 +206,8 @@ def _instruction(line: str) -> Instruction | None:
   arguments = rest[len(opcode) + 1 : close - 1]
   literal = opcode in ("constant", "parameter", "iota")
   operands = () if literal else tuple(re.findall(r"%([\w.-]+)", arguments))
-  outputs = tuple(Array(kind, tuple(int(n) for n in dims.split(",") if n), "S(1)" in layout)
+  outputs = tuple(Array(kind, tuple(int(n) for n in dims.split(",") if n), "S(1)" in layout,
+                        "S(5)" in layout)
                   for kind, dims, layout in _ARRAY.findall(shape))
   attributes = (arguments if literal else "") + " " + rest[close:]
   return Instruction(head[2], opcode, outputs, operands, attributes)

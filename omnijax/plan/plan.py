@@ -41,6 +41,7 @@ class Plan:
   model_flops: dict[str, float]  # of the whole step, by component
   cost: cost_lib.Cost | None  # None if it takes too much memory to be compiled
   text: str  # the scheduled HLO
+  host: float  # bytes that a chip's activations take in its host's memory
   advice: tuple[str, ...]  # changes that would make it fit; none if it does
 
   @property
@@ -62,6 +63,7 @@ class Plan:
       "rows": self.run.data.rows, "positions": self.run.data.positions,
       "fits": self.fits if self.where.hbm_gib else None, "advice": list(self.advice),
       "hbm_gib": m.total / _GIB, "hbm_of_chip_gib": self.where.hbm_gib,
+      "host_gib": self.host / _GIB,
       "memory_gib": {k: v / _GIB for k, v in dataclasses.asdict(m).items()},
       "tokens_per_chip": self.tokens / chips,
       "model_flops_per_chip": sum(self.model_flops.values()) / chips,
@@ -122,7 +124,7 @@ def plan(run: config_lib.Run, vocab: vocab_lib.Vocab, where: Slice, *, document:
     memory = _memory(compiled, module)
     cost = cost_lib.Estimator(module, where, compiled.grid, run.model.experts).step()
   out = Plan(run=run, where=where, memory=memory, model_flops=flops, cost=cost,
-             text=compiled.text, advice=())
+             text=compiled.text, host=compiled.host, advice=())
   return out if out.fits else dataclasses.replace(out, advice=_advice(out))
 
 
@@ -146,8 +148,9 @@ def _stacked(loop: hlo.Instruction, module: hlo.Module) -> list[hlo.Array]:
     made = entry[name]
     while made.opcode in ("copy", "bitcast") and made.operands[0] in entry:
       made = entry[made.operands[0]]
-    if made.opcode in ("custom-call", "broadcast") and array.shape and (
-        array.shape[0] == module.trips(loop)):
+    # The compiler may take the last round out of the loop.
+    if made.opcode in ("custom-call", "broadcast", "pad") and array.shape and not array.host and (
+        array.shape[0] - module.trips(loop) in (0, 1)):
       out.append(array)
   return out
 
@@ -170,7 +173,9 @@ def _advice(plan: Plan) -> tuple[str, ...]:
 
 def _kept(plan: Plan, remat: Any) -> float:
   """Bytes of a chip that the layers keep for the backward pass."""
-  m = dataclasses.replace(plan.run.model, remat=remat)
+  m = plan.run.model
+  if remat != m.remat:
+    m = dataclasses.replace(m, remat=remat, saved=(), offloaded=())
   size = 2 if m.dtype == "bfloat16" else 4
   return m.layers * plan.tokens / plan.where.chips * kept_values(m) * size
 

@@ -89,12 +89,14 @@ def promise(run: config_lib.Run, vocab: vocab_lib.Vocab, where: Slice, count: in
 
 def kept_values(m: config_lib.Model, tensor: int = 1) -> float:
   """Values that a layer keeps of each position for the backward pass, on one of `tensor` devices.
-
-  Of a policy that isn't known here, as many as of "minimal".
   """
-  heads = m.head_dim * (2 * m.heads + 2 * m.kv_heads)
-  active = m.mlp * (m.experts_per_token if m.experts else 1)
+  query, key = m.head_dim * m.heads, m.head_dim * m.kv_heads
+  active, whole = m.mlp * (m.experts_per_token if m.experts else 1), m.dim * tensor
+  each = {"input": whole, "query": query, "key": key, "value": key, "attention": query,
+          "attended": whole, "gate": active, "up": active}
   # Norms, rotations and products of gates are in float32, each with its copies: four times what
   # their inputs take, in the two programs that this was compared with.
-  wide = {"full": m.dim * tensor, "none": 4 * (6 * m.dim * tensor + 2 * heads + 4 * active)}
-  return wide.get(m.remat, 2 * m.dim * tensor + heads + 2 * active)
+  wide = {"full": whole, "minimal": sum(each.values()),
+          "none": 4 * (6 * whole + 4 * (query + key + active)),
+          "names": sum(each[n] for n in {*m.saved, "input"} - {*m.offloaded})}
+  return wide[m.remat]

@@ -74,7 +74,9 @@ def variants(run: config_lib.Run, where: Slice, fixed: Sequence[str] = ()
     "mesh": list(_meshes(run, where)) if free("mesh") else [_whole(run.mesh, where)],
     "data.rows": sorted({d.rows * n // 2 for n in (1, 2, 4, 8)}) if free("data.rows") else [d.rows],
     "optim.accumulate": (1, 2, 4) if free("optim.accumulate") else [run.optim.accumulate],
-    "model.remat": _literals(config_lib.Model, "remat") if free("model.remat") else [m.remat],
+    # Which names to save is nothing to be enumerated.
+    "model.remat": [r for r in _literals(config_lib.Model, "remat") if r != "names"]
+                   if free("model.remat") and m.remat != "names" else [m.remat],
     # Not below what kernels are known to be fast at: the estimates know no cost of small blocks.
     "model.attention_blocks": sorted({m.attention_blocks, (1024, 1024), (1024, 2048), (2048, 1024)})
                               if free("model.attention_blocks") else [m.attention_blocks],

@@ -253,6 +253,37 @@ def test_sums_over_slices_go_by_the_network():
   assert out.seconds == pytest.approx(over.bytes / 6.25e9)
 
 
+HOST = """\
+HloModule m
+ENTRY %main (x: bf16[1,4096,4096], a: bf16[65536,4096], b: bf16[4096,4096]) -> bf16[65536,4096] {
+  %x = bf16[1,4096,4096]{2,1,0} parameter(0)
+  %a = bf16[65536,4096]{1,0} parameter(1)
+  %b = bf16[4096,4096]{1,0} parameter(2)
+  %zero = s32[] constant(0)
+  %h = bf16[8,4096,4096]{2,1,0:T(8,128)(2,1)S(5)} custom-call(), custom_call_target="AllocateBuffer"
+  %s = ((bf16[8,4096,4096]{2,1,0:S(5)}, bf16[1,4096,4096]{2,1,0}, s32[]),
+    bf16[8,4096,4096]{2,1,0:S(5)}, u32[]{:S(2)}) dynamic-update-slice-start(%h, %x, %zero,
+    %zero, %zero)
+  %work = bf16[65536,4096]{1,0} convolution(%a, %b), dim_labels=bf_io->bf
+  %d = bf16[8,4096,4096]{2,1,0:S(5)} dynamic-update-slice-done(%s)
+  %t = ((bf16[8,4096,4096]{2,1,0:S(5)}, s32[]), bf16[1,4096,4096]{2,1,0}, u32[]{:S(2)})
+    dynamic-slice-start(%d, %zero, %zero, %zero), dynamic_slice_sizes={1,4096,4096}
+  %e = bf16[1,4096,4096]{2,1,0} dynamic-slice-done(%t)
+  ROOT %out = bf16[65536,4096]{1,0} convolution(%work, %b), dim_labels=bf_io->bf
+}
+"""
+
+
+def test_copies_to_the_host_and_back_go_by_its_wire():
+  out = cost.Estimator(hlo.parse(HOST), chips.parse("v5p:2x2x1")).step()
+  copies, one = out.collectives["copy", "host"], 4096 * 4096 * 2
+  assert (copies.count, copies.bytes) == (2, 2 * one)
+  work = out.by_kind["matmul"] / 2
+  assert work > one / 16e9  # so that the way there is hidden, and the way back is waited for
+  assert copies.exposed == pytest.approx(one / 16e9)
+  assert out.seconds == pytest.approx(2 * work + one / 16e9)
+
+
 def test_topologies_are_told_apart_and_bad_ones_refused():
   two = chips.parse("v5e:16x16", 4)
   assert (two.chips, two.chip.name, two.name) == (1024, "v5e", "v5e:16x16")
