@@ -4,9 +4,7 @@ Exit codes: 0 done, 2 bad input (one line on stderr), 130 interrupted, 1 anythin
 """
 
 import argparse
-import ctypes
 import functools
-import importlib.util
 import json
 import logging
 import os
@@ -16,16 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from omnijax import __version__, config, experiment, usage
+from omnijax import __version__, config, experiment, host, usage
 
 _MODALITIES = ("text", "image", "audio")
 
-# Options of glibc's mallopt(3).
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
-
 # Module -> the extra that brings it.
 _EXTRAS = {"pystoi": "eval", "faster_whisper": "eval", "libtpu": "tpu",
-           "jax_cuda13_plugin": "cuda"}
+           "jax_cuda13_plugin": "cuda", "torch": "bench"}
 _FOR_PEOPLE = (ValueError, FileNotFoundError, PermissionError, NotADirectoryError,
                IsADirectoryError, ModuleNotFoundError)
 
@@ -39,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if fields and not args.takes_fields:
       raise ValueError(f"unknown argument {fields[0]}; see `{args.parser.prog} --help`.")
     _log_to_stderr()
-    _keep_memory()
+    host.keep_memory()
     args.function(args, fields)
     return 0
   except KeyboardInterrupt:
@@ -65,21 +60,6 @@ def _one_line(error: Exception) -> str:
   if ours or isinstance(error, OSError):
     return text
   return f"{text} (from {Path(frame.filename).name}; --debug shows where)"
-
-
-def _keep_memory() -> None:
-  """Where XLA computes on the CPU, glibc keeps freed memory instead of giving it back to Linux.
-
-  A step's buffers are otherwise mapped anew, page by page: a fifth of a small model's step. Must
-  come before threads get arenas of their own, where large blocks are always mapped. Not where an
-  accelerator's plugin is installed: the host then has better uses for many arenas.
-  """
-  if any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu")):
-    return
-  mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-  if mallopt is not None:
-    for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1)):
-      mallopt(option, value)
 
 
 def _log_to_stderr() -> None:
@@ -150,6 +130,9 @@ def _parser() -> argparse.ArgumentParser:
                      ("hlo", "the compiled program")):
     p.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"writes {text}")
 
+  p = _command(commands, "bench", None, "Measures the speed of omnijax on this machine.\n")
+  _bench_commands(p.add_subparsers(metavar="WHAT", required=True, parser_class=_Parser))
+
   p = _command(commands, "eval", _eval, usage.EVAL)
   p.add_argument("run", metavar="RUN", type=Path, help="directory of a run")
   p.add_argument("--data", type=Path, metavar="DIR", help="prepared records (default: the "
@@ -194,6 +177,22 @@ def _tokenizer_commands(actions: Any) -> None:
   p.add_argument("path", metavar="PATH", help="directory of the tokenizer, or packaged")
   p.add_argument("--data", type=Path, required=True, metavar="MANIFEST", help="JSONL file")
   p.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def _bench_commands(kinds: Any) -> None:
+  p = _command(kinds, "step", _bench_step, usage.BENCH_STEP, fields=True)
+  p.add_argument("experiment", metavar="EXPERIMENT", type=Path, nargs="?", help="Python file")
+  p.add_argument("--against", choices=("torch",), help="the same model in PyTorch, in turn")
+  for name, count, text in (("repeats", 7, "blocks of steps that are timed"),
+                            ("steps", 10, "steps of a block")):
+    p.add_argument(f"--{name}", type=int, default=count, metavar="N",
+                   help=f"{text} (default: %(default)s)")
+  p.add_argument("--document", type=int, metavar="N", help="mean positions of a made document "
+                 "(default: a quarter of a row)")
+  p.add_argument("--mix", type=float, nargs=3, default=(60.0, 25.0, 15.0),
+                 metavar=("TEXT", "IMAGE", "AUDIO"), help="by positions (default: 60 25 15)")
+  for name, text in (("json", "all figures"), ("html", "a page with a plot")):
+    p.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"writes {text}")
 
 
 def _command(commands: Any, name: str, function: Any, text: str, *,
@@ -292,11 +291,11 @@ def _recogniser() -> Any:
     return None
 
 
-def _experiment(args: argparse.Namespace, fields: list[str], need: str) -> config.Run:
+def _experiment(args: argparse.Namespace, fields: list[str], *need: str) -> config.Run:
   """The run of an experiment with its fields changed; `--help` shows the command's, or those.
 
   Args:
-    need: the option that the command can't do without.
+    need: options that the command can't do without.
   """
   if args.experiment is None and args.help:
     args.parser.print_help()
@@ -305,8 +304,9 @@ def _experiment(args: argparse.Namespace, fields: list[str], need: str) -> confi
   run = experiment.load(args.experiment)
   prog = f"{args.parser.prog} {args.experiment}"
   if args.help:
-    experiment.override(run, ["-h"], f"{prog} --{need.replace('_', '-')} {need.upper()}")
-  _need(args, need)
+    given = "".join(f" --{name.replace('_', '-')} {name.upper()}" for name in need)
+    experiment.override(run, ["-h"], prog + given)
+  _need(args, *need)
   return experiment.override(run, fields, prog)
 
 
@@ -338,6 +338,14 @@ def _plan(args: argparse.Namespace, fields: list[str]) -> None:
                  out=Path(name) if args.search == Path() else args.search,
                  tries=6 if args.tries is None else args.tries, document=args.document,
                  price=args.price, **files)
+
+
+def _bench_step(args: argparse.Namespace, fields: list[str]) -> None:
+  run = _experiment(args, fields)
+  from omnijax.bench import command
+
+  command.run(run, against=args.against, repeats=args.repeats, steps=args.steps,
+              document=args.document, mix=args.mix, json=args.json, html=args.html)
 
 
 def _eval(args: argparse.Namespace, _: list[str]) -> None:

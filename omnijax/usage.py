@@ -8,6 +8,7 @@ Trains, and then runs, one Transformer that natively reads and writes text, imag
   omnijax train EXPERIMENT --run-dir RUN          records -> a trained model
   omnijax generate RUN --text "..." --to image    a trained model -> text, a picture or sound
   omnijax plan EXPERIMENT --topology v5p:4x4x4    what it needs on TPUs that aren't here
+  omnijax bench step EXPERIMENT --against torch   how fast it is on what is here
 """
 EPILOG = """\
 `omnijax COMMAND --help` shows an example and what comes out. Wrong input ends with one line and
@@ -94,4 +95,18 @@ Times are estimates of the compiled schedule, to compare plans with each other b
 timed. Of GPUs (--topology h100:8, with the extra `cuda`) and of this machine's CPU (cpu:8, a dry
 run) it tells memory, FLOPs and collectives, and no time. Figures of a chip of tpu7x are of one of
 its two cores. Writes nothing but what --json, --html and --hlo ask for.
+"""
+BENCH_STEP = """\
+Times an experiment's real train step on this machine. It needs no prepared data: documents are made
+up and packed as real ones are. With --against torch, the same model in plain PyTorch, compiled,
+from the same weights and on the same batch, takes its turn after each of our blocks, in a process
+of its own; needs the extra `bench`.
+
+  omnijax bench step experiments/quickstart.py --against torch
+  omnijax bench step experiments/omni_1b.py --mesh.fsdp 1 --data.rows 4 --json step.json
+
+Prints time of a step, tokens/s, MFU, peak memory, what compiling took, and the ratio of both sides:
+the median over pairs of blocks, above 1 where ours is faster, with the least and the most. MFU is
+of the vendor's bfloat16 peak on accelerators, on a CPU of a matrix product's measured speed. Other
+work on the machine shows as spread: look at it before you believe a figure.
 """

@@ -68,7 +68,7 @@ def test_help_is_quick():
 
 
 @pytest.mark.parametrize("command", [
-  ("quickstart",), ("prepare",), ("train",), ("eval",), ("generate",), ("tokenizer", "eval"),
+  ("quickstart",), ("prepare",), ("train",), ("eval",), ("generate",), ("bench", "step"), ("tokenizer", "eval"),
   ("tokenizer", "train"), ("tokenizer", "train", "text"),
 ])
 def test_every_command_teaches_by_example(command, capfd):
@@ -265,11 +265,11 @@ def test_the_readme_tells_the_truth(tmp_path):
   shell = "".join(re.findall(r"```bash\n(.*?)```", README, re.S))
   lines = re.findall(r"^(?:.*\.venv/bin/)?omnijax (.+)$", shell, re.M)
   assert {line.split()[0] for line in lines} == {"quickstart", "prepare", "train", "eval",
-                                                 "generate", "plan"}
+                                                 "generate", "plan", "bench"}
   for line in lines:
     args, fields = cli._parser().parse_known_args(shlex.split(line))
     assert fields == [] or args.takes_fields
-    if line.startswith(("train", "plan")):
+    if line.startswith(("train", "plan", "bench")):
       experiment.override(run, fields, line)
   root = Path(__file__).parents[1]
   linked = re.findall(r"\]\(([\w./-]+)\)", README)
@@ -283,9 +283,9 @@ def test_the_readme_tells_the_truth(tmp_path):
 def test_freed_memory_is_used_again():
   code = """if True:
     import resource, sys, threading
-    from omnijax import cli
+    from omnijax import host
     if sys.argv[1] == "keep":
-      cli._keep_memory()
+      host.keep_memory()
     def touch():
       b"x" * (64 << 20)
     def faults():

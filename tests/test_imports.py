@@ -15,13 +15,13 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # A module may import modules of its own layer and of those before it. The longest prefix counts.
 LAYERS = (
-  ("omnijax", "omnijax.config", "omnijax.usage"),
+  ("omnijax", "omnijax.config", "omnijax.host", "omnijax.usage"),
   ("omnijax.vocab", "omnijax.sharding", "omnijax.kernels", "omnijax.experiment"),
   ("omnijax.tokenizers",),
   ("omnijax.data", "omnijax.model"),
   ("omnijax.train", "omnijax.checkpoint", "omnijax.generate"),
   ("omnijax.evals", "omnijax.serve"),
-  ("omnijax.train.loop", "omnijax.quickstart", "omnijax.plan"),
+  ("omnijax.train.loop", "omnijax.quickstart", "omnijax.plan", "omnijax.bench"),
   ("omnijax.cli",),
 )
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}

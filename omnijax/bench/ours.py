@@ -1,7 +1,6 @@
 """Our side: the real train step on a batch that stays on its devices."""
 
 import os
-import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from omnijax import checkpoint, sharding
 from omnijax import config as config_lib
 from omnijax import vocab as vocab_lib
+from omnijax.bench import host_memory
 from omnijax.train import metrics as metrics_lib
 from omnijax.train import state as state_lib
 from omnijax.train import step as step_lib
@@ -77,11 +77,6 @@ class Side:
   def _memory(self) -> float:
     stats = self._mesh.devices.flat[0].memory_stats() or {}
     return stats.get("peak_bytes_in_use", host_memory())
-
-
-def host_memory() -> float:
-  """The most bytes that this process has had in memory."""
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def cpu_name() -> str:

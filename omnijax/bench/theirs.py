@@ -2,71 +2,115 @@
 
 import os
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from omnijax import config as config_lib
 from omnijax import vocab as vocab_lib
+from omnijax.bench import host_memory
 from omnijax.bench import twin as twin_lib
 from omnijax.bench import twin_optim
 
+_CANDIDATES = {"plain": twin_lib.plain_attention, "sdpa": twin_lib.fused_attention}
+_SCORES = 2**30  # most bytes of plain attention's scores
+
 
 class Side:
-  """The twin of a run, from given weights."""
+  """The twin of a run, compiled and run twice: the second step's memory is the first one's.
 
-  def __init__(self, run, vocab, batch, weights):
+  Args:
+    run, vocab, batch: as our side's.
+    weights: what our side wrote.
+  """
+
+  def __init__(self, run: config_lib.Run, vocab: vocab_lib.Vocab, batch: Mapping[str, np.ndarray],
+               weights: Path):
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    arrays = np.load(weights)
-    put = lambda x: torch.from_numpy(np.array(x)).to(self.device)
-    self.params = {k: put(arrays[k]) for k in arrays.files}
-    for k, v in self.params.items():
-      v.requires_grad_(twin_optim.role(k) != "fixed")
-    self.batch = {k: put(v.astype(np.int64) if v.dtype.kind == "i" else v) for k, v in batch.items()}
-    attend = {"plain": twin_lib.plain_attention, "sdpa": twin_lib.fused_attention}[os.environ.get("ATT", "plain")]
-    self.twin = twin_lib.Twin(run.model, vocab, run.loss, attend=attend, mask=twin_lib.masked)
-    self.optimizer = twin_optim.Optimizer(run.optim, run.train.steps, self.params)
-    def loss(p, b):
-      return self.twin.loss(p, b, twin_lib.masked(b["segment"]))
-    self._loss = torch.compile(loss, mode=os.environ.get("MODE") or None)
+    self._cuda = torch.cuda.is_available()
+    if self._cuda:
+      torch.set_float32_matmul_precision("high")  # as XLA does
+    self.params = parameters(weights, "cuda" if self._cuda else "cpu")
+    self._batch = tensors(batch, "cuda" if self._cuda else "cpu")
+    self._optimizer = twin_optim.Optimizer(run.optim, run.train.steps, self.params)
     begun = time.perf_counter()
-    self._losses = [float(self._once())]
-    self._losses = [float(self._once())]
+    self._attention, attend, self._mask = self._choose(run, vocab)
+    twin = twin_lib.Twin(run.model, vocab, run.loss, attend)
+    mode = "max-autotune-no-cudagraphs" if self._cuda else None
+    self._loss: Any = torch.compile(twin.loss, mode=mode)
+    self._losses = [self._once(), self._once()]
+    self._wait()
     self._compile_s = time.perf_counter() - begun
+    self._graphs = self._compiled()
 
-  def _once(self):
-    for v in self.params.values():
-      v.grad = None
-    total, sums = self._loss(self.params, self.batch)
+  def _choose(self, run: config_lib.Run, vocab: vocab_lib.Vocab
+              ) -> tuple[str, twin_lib.Attend, Callable[[Tensor], Any]]:
+    """The name, the function and the mask of the attention that is fastest here."""
+    if self._cuda:
+      return "flex", twin_lib.flexible_attention, twin_lib.block_mask
+    m, (B, S) = run.model, self._batch["segment"].shape
+    draw = lambda heads: torch.randn(B, S, heads, m.head_dim, dtype=getattr(torch, m.dtype),
+                                     requires_grad=True)
+    q_BSNH, k_BSKH, v_BSKH = draw(m.heads), draw(m.kv_heads), draw(m.kv_heads)
+    mask = twin_lib.masked(self._batch["segment"])
+    seconds = {}
+    for name, attend in _CANDIDATES.items():
+      if name == "plain" and 4 * B * S * S * m.heads > _SCORES:
+        continue
+      compiled = torch.compile(attend)
+      for _ in range(8):
+        start = time.perf_counter()
+        compiled(q_BSNH, k_BSKH, v_BSKH, mask).float().sum().backward()
+        seconds[name] = min(seconds.get(name, float("inf")), time.perf_counter() - start)
+    best = min(seconds, key=lambda name: seconds[name])
+    return best, _CANDIDATES[best], twin_lib.masked
+
+  def _once(self) -> Tensor:
+    for p in self.params.values():
+      p.grad = None
+    total, _ = self._loss(self.params, self._batch, self._mask(self._batch["segment"]))
     total.backward()
-    self.optimizer.step()
+    self._optimizer.step()
     return total.detach()
 
-  def steps(self, count):
+  def _wait(self) -> None:
+    if self._cuda:
+      torch.cuda.synchronize()
+
+  def steps(self, count: int) -> float:
+    """Seconds of so many steps, waited for once."""
     begun = time.perf_counter()
     for _ in range(count):
       loss = self._once()
-    s = time.perf_counter() - begun
-    self._losses.append(float(loss))
-    return s
+    self._wait()
+    seconds = time.perf_counter() - begun
+    self._losses.append(loss)
+    assert self._compiled() == self._graphs, "the twin was compiled again"
+    return seconds
 
-  def profile(self):
-    def t(f, n=10):
-      f(); b = time.perf_counter()
-      for _ in range(n): f()
-      return (time.perf_counter()-b)/n*1e3
-    def fwd():
-      return self._loss(self.params, self.batch)[0]
-    def both():
-      for v in self.params.values(): v.grad = None
-      fwd().backward()
-    both()
-    def opt():
-      self.optimizer.step()
-    return {"fwd": t(fwd), "fwdbwd": t(both), "opt": t(opt)}
+  def _compiled(self) -> int:
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
-  def about(self):
-    return {"losses": self._losses, "compile_s": self._compile_s}
+  def about(self) -> dict[str, Any]:
+    """What compiling took, and losses of the first two steps and after each block."""
+    memory = torch.cuda.max_memory_allocated() if self._cuda else host_memory()
+    return {"torch": torch.__version__, "attention": self._attention,
+            "compile_s": self._compile_s, "losses": [float(x) for x in self._losses],
+            "peak_memory_gib": memory / 2**30}
+
+
+def parameters(weights: Path, device: str) -> dict[str, Tensor]:
+  """Parameters by our names, those that are learned wanting gradients."""
+  with np.load(weights) as arrays:
+    params = {k: torch.from_numpy(arrays[k]).to(device) for k in arrays.files}
+  return {k: v.requires_grad_(twin_optim.role(k) != "fixed") for k, v in params.items()}
+
+
+def tensors(batch: Mapping[str, np.ndarray], device: str) -> dict[str, Tensor]:
+  """A packed batch, with integers as PyTorch's lookups want them."""
+  wide = {k: v.astype(np.int64) if v.dtype.kind == "i" else v for k, v in batch.items()}
+  return {k: torch.from_numpy(v).to(device) for k, v in wide.items()}

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import flex_attention as flex
 from torch.utils.checkpoint import checkpoint
 
 from omnijax import config as config_lib
 from omnijax import vocab as vocab_lib
 
-# mask: a batch's segments [B, S] -> what `attend` takes; attend: (q, k, v [B, S, N, H], mask) ->
-# [B, S, N, H].
+# (q, k, v [B, S, heads, H], a mask made of the batch's segments) -> [B, S, N, H].
 Attend = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
 
 
@@ -46,6 +46,25 @@ def plain_attention(q_BSNH: Tensor, k_BSKH: Tensor, v_BSKH: Tensor, mask_B1SS: T
   return (p_BNSS.to(v.dtype) @ v).transpose(1, 2)
 
 
+def flexible_attention(q_BSNH: Tensor, k_BSKH: Tensor, v_BSKH: Tensor, mask: Any) -> Tensor:
+  """PyTorch's flex_attention, on GPUs: skips blocks of keys that no query of a block sees."""
+  q, k, v = (x.transpose(1, 2) for x in (q_BSNH, k_BSKH, v_BSKH))
+  grouped = q.shape[1] != k.shape[1]
+  return flex.flex_attention(q, k, v, block_mask=mask, enable_gqa=grouped).transpose(1, 2)
+
+
+_create = torch.compile(flex.create_block_mask)
+
+
+def block_mask(segment_BS: Tensor) -> flex.BlockMask:
+  """The blocks that `flexible_attention` must look at."""
+  def sees(b, h, query, key):
+    return (query >= key) & (segment_BS[b, query] == segment_BS[b, key])
+
+  B, S = segment_BS.shape
+  return _create(sees, B, None, S, S, device=segment_BS.device)
+
+
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
   x32 = x.float()
   return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps) * gain).to(x.dtype)
@@ -57,13 +76,11 @@ class Twin:
   Args:
     cfg, vocab, loss: of the run.
     attend: attention of whole rows.
-    mask: what it is given of the segments.
   """
 
-  def __init__(self, cfg: config_lib.Model, vocab: vocab_lib.Vocab, loss: config_lib.Loss, *,
-               attend: Attend, mask: Callable[[Tensor], Any]):
-    self.cfg, self.vocab, self.weights = cfg, vocab, loss
-    self.attend, self.mask = attend, mask
+  def __init__(self, cfg: config_lib.Model, vocab: vocab_lib.Vocab, loss: config_lib.Loss,
+               attend: Attend):
+    self.cfg, self.vocab, self.weights, self.attend = cfg, vocab, loss, attend
     self.dtype = getattr(torch, cfg.dtype)
 
   def loss(self, p: Mapping[str, Tensor], batch: Mapping[str, Tensor], mask: Any
@@ -73,7 +90,7 @@ class Twin:
     Args:
       p: parameters by our names.
       batch: as the loader's, integers as int64.
-      mask: of its segments.
+      mask: what `attend` is told of its segments.
     """
     cfg, dtype = self.cfg, self.dtype
     tokens_BSD = self._tokens(p, batch["main"])
@@ -228,9 +245,49 @@ def targets(batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
                 "image": weight * image}
 
 
+class _ChunkedLoss(torch.autograd.Function):
+  """Gradients of a large vocabulary's loss made in the forward pass, a chunk of positions at a
+  time, so that no [L, V] exists (as in Liger's fused linear cross-entropy, Hsu et al., 2024).
+  """
+
+  @staticmethod
+  def forward(hidden_LD, w_DV, labels_L, weight_L, z_weight_L, chunk):
+    dtype = hidden_LD.dtype
+    whole_DV = w_DV.to(dtype)
+    dw_DV = torch.zeros_like(w_DV)
+    total, nll, dhidden = torch.zeros((), device=w_DV.device), [], []
+    for part in zip(*(x.split(chunk) for x in (hidden_LD, labels_L, weight_L, z_weight_L)),
+                    strict=True):
+      hidden_CD, labels_C, weight_C, z_weight_C = part
+      logits_CV = (hidden_CD @ whole_DV).float()
+      log_z_C = logits_CV.logsumexp(-1)
+      nll_C = log_z_C - logits_CV.gather(1, labels_C[:, None])[:, 0]
+      total = total + (weight_C * nll_C + z_weight_C * log_z_C.square()).sum()
+      slope_C = weight_C + 2 * z_weight_C * log_z_C
+      hit_CV = labels_C[:, None] == torch.arange(w_DV.shape[1], device=w_DV.device)
+      d_CV = ((logits_CV - log_z_C[:, None]).exp() * slope_C[:, None]
+              - torch.where(hit_CV, weight_C[:, None], 0.0)).to(dtype)
+      dhidden.append(d_CV @ whole_DV.t())
+      dw_DV += hidden_CD.t() @ d_CV
+      nll.append(nll_C)
+    return total, torch.cat(nll), torch.cat(dhidden), dw_DV
+
+  @staticmethod
+  def setup_context(ctx, inputs, output):
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output[2:])
+
+  @staticmethod
+  def backward(ctx, slope, *_):
+    dhidden_LD, dw_DV = ctx.saved_tensors
+    return dhidden_LD * slope.to(dhidden_LD.dtype), dw_DV * slope, None, None, None, None
+
+
 def cross_entropy(hidden_LD: Tensor, w_DV: Tensor, labels_L: Tensor, weight_L: Tensor,
                   z_weight_L: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
   """sum(weight * nll + z_weight * log_z ** 2), and nll [L] without gradient."""
+  if len(hidden_LD) > chunk:
+    return _ChunkedLoss.apply(hidden_LD, w_DV, labels_L, weight_L, z_weight_L, chunk)[:2]
   logits_LV = (hidden_LD @ w_DV.to(hidden_LD.dtype)).float()
   log_z_L = logits_LV.logsumexp(-1)
   nll_L = log_z_L - logits_LV.gather(1, labels_L[:, None])[:, 0]
