@@ -20,7 +20,7 @@ _SHORTEST = 8  # positions of a document: its controls and something between
 
 def make(data: config_lib.Data, vocab: vocab_lib.Vocab, *, mix: Sequence[float], document: int,
          seed: int = 0) -> loader.Batch:
-  """A packed batch of documents of one modality each, pictures with a short caption.
+  """A packed batch of text, of captioned pictures, and of speech, half spoken and half heard.
 
   Args:
     data: shapes of the batch; its sources aren't read.
@@ -100,18 +100,26 @@ def _length(rng: np.random.Generator, kind: int, mean: int, data: config_lib.Dat
 
 def _parts(rng: np.random.Generator, kind: int, length: int, vocab: vocab_lib.Vocab
            ) -> list[documents.Part]:
-  """Parts that take at most so many positions; all said by the assistant, so all are learned."""
+  """Parts that take at most so many positions; what isn't speech that is heard is learned."""
+  def text(n: int) -> np.ndarray:
+    return rng.integers(0, vocab.text, (n,))
+
   role = documents.ASSISTANT
-  text = lambda n: rng.integers(0, vocab.text, n)
-  room = length - 3  # BOS, whose turn, EOS
+  room = length - 3  # BOS, a turn, EOS
   if kind == vocab_lib.TEXT:
     return [documents.Part(kind, role, text(room))]
   if kind == vocab_lib.IMAGE:
     room -= 2  # rows, columns
     high = min(int(room**0.5), vocab_lib.MAX_GRID)
     wide = min(room // high, vocab_lib.MAX_GRID)
+    codes_HW = rng.integers(0, vocab.image, (high, wide))
     return [documents.Part(vocab_lib.TEXT, role, text(room - high * wide)),
-            documents.Part(kind, role, rng.integers(0, vocab.image, (high, wide)))]
-  frames = max(1, room - 2)  # the start, and the end with the last acoustic codes
-  return [documents.Part(kind, role, rng.integers(0, vocab.audio, (frames, vocab.codebooks)),
-                         text(frames // 4))]
+            documents.Part(kind, role, codes_HW)]
+  heard = rng.random() < 0.5  # and then transcribed, in another turn
+  room -= 2 + heard  # the start, and the end with the last acoustic codes
+  frames = max(1, room * 4 // 5 if heard else room)
+  codes_TQ = rng.integers(0, vocab.audio, (frames, vocab.codebooks))
+  if heard:
+    return [documents.Part(kind, documents.USER, codes_TQ),
+            documents.Part(vocab_lib.TEXT, role, text(room - frames))]
+  return [documents.Part(kind, role, codes_TQ, text(frames // 4))]

@@ -102,9 +102,8 @@ def _measure(console: Console, names: list[str], settings: config_lib.Run, vocab
         sides[name] = Side(_MODULES[name], settings, vocab, batch, weights)
         sides[name].start()
         bar.remove_task(task)
-      if len(names) > 1:
-        first = [sides[name].about()["losses"][0] for name in names]
-        compare.check_same(*first, settings.model.dtype)
+      first = [side.about()["losses"][0] for side in sides.values()]
+      compare.check_same(first[0], first[-1], settings.model.dtype)
       task = bar.add_task(f"blocks of {steps} steps", total=repeats * len(names))
       for i in range(repeats):
         for name in names:

@@ -34,8 +34,8 @@ class Side:
     with jax.set_mesh(self._mesh):
       self._state = state_lib.init(run, vocab)
       if weights is not None:
-        np.savez(weights, **{k: np.asarray(v) for k, v in
-                             checkpoint.named(self._state.model).items()})
+        arrays: dict[str, Any] = checkpoint.named(self._state.model)
+        np.savez(weights, **arrays)
       self._batch = sharding.place(batch)
       self._step: Any = step_lib.make_train_step(run)
       begun = time.perf_counter()

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from omnijax import config as config_lib
 from omnijax import vocab as vocab_lib
-from omnijax.bench import host_memory
+from omnijax.bench import host_memory, twin_optim
 from omnijax.bench import twin as twin_lib
-from omnijax.bench import twin_optim
 
 _CANDIDATES = {"plain": twin_lib.plain_attention, "sdpa": twin_lib.fused_attention}
 _SCORES = 2**30  # most bytes of plain attention's scores
