@@ -17,6 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from omnijax import config as config_lib
 from omnijax import vocab as vocab_lib
+from omnijax.kernels import attention as kernels
 from omnijax.kernels import frames
 from omnijax.model import rope
 from omnijax.model.attention import Attention, Cache, Context
