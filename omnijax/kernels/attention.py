@@ -5,6 +5,7 @@ H head dim
 """
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -104,13 +105,19 @@ def _splash(kernel: Any, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array
   return jnp.moveaxis(o_BNTH, 1, 2)[..., :H]
 
 
+def _by_row(kernel: Any, *args: Any) -> jax.Array:
+  """One row after the other: what the gradient of one needs meanwhile is there once."""
+  rows = [jax.tree.map(operator.itemgetter(b), args) for b in range(len(args[0]))]
+  return jnp.stack([kernel(*row) for row in rows])
+
+
 @jax.custom_vjp
 def _kernel(kernel: Any, *args: Any) -> jax.Array:
-  return jax.vmap(kernel)(*args)
+  return _by_row(kernel, *args)
 
 
 def _kernel_forward(kernel: Any, *args: Any) -> tuple[jax.Array, Any]:
-  return jax.vjp(jax.vmap(kernel), *args)
+  return jax.vjp(functools.partial(_by_row, kernel), *args)
 
 
 def _kernel_backward(vjp: Any, slope: jax.Array) -> tuple[Any, ...]:

@@ -121,9 +121,7 @@ def _run(chunk, with_grads, hidden_BSD, w_DV, labels_BS, weight_BS, z_weight_BS)
     if not with_grads:
       return out, None
     # Over devices in the type of the products, as everywhere else.
-    dw_DV = dw_DV.astype(dtype)
-    if embed:
-      dw_DV = reduce_scatter(dw_DV, embed, dim=0)
+    dw_DV = (reduce_scatter(dw_DV, embed, dim=0, dtype=dtype) if embed else dw_DV.astype(dtype))
     others = tuple(a for a in axes_of(batch) + axes_of(seq) if a not in axes_of(embed))
     dw_DV = _over(jax.lax.psum, dw_DV, others).astype(jnp.float32)
     return out, (join(dhidden_NCD, D), dw_DV)

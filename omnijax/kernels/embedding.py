@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from omnijax.sharding import axes_of
 
+_PIECE = 32_768  # rows or columns that are summed at once
+
 
 def lookup(table_VD: jax.Array, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
   """Rows [..., D] of a table for ids of any shape, laid out over devices as the ids are.
@@ -69,9 +71,8 @@ def _backward(how, ids, slope):
     slope = jnp.where(here[..., None], slope.astype(jnp.float32), 0)
     sum_VD = jnp.zeros((size, slope.shape[-1]), jnp.float32).at[index].add(slope)
     alike = tuple(a for a in axes_of(embed) if a not in axes)  # devices with the same rows
-    sum_VD = (sum_VD / jax.lax.axis_size(alike) if alike else sum_VD).astype(dtype)
-    if embed:
-      sum_VD = reduce_scatter(sum_VD, embed, dim=1)
+    sum_VD = sum_VD / jax.lax.axis_size(alike) if alike else sum_VD
+    sum_VD = reduce_scatter(sum_VD, embed, dim=1, dtype=dtype) if embed else sum_VD.astype(dtype)
     others = tuple(a for a in sorted(axes) if a not in axes_of(embed))
     return (jax.lax.psum(sum_VD, others) if others else sum_VD).astype(jnp.float32)
 
@@ -81,17 +82,19 @@ def _backward(how, ids, slope):
 _lookup.defvjp(_forward, _backward)
 
 
-def reduce_scatter(x: jax.Array, axis: str | tuple[str, ...], *, dim: int) -> jax.Array:
-  """Sums a large matrix over devices, each keeping its slice along dim.
+def reduce_scatter(x: jax.Array, axis: str | tuple[str, ...], *, dim: int, dtype: jnp.dtype
+                   ) -> jax.Array:
+  """Sums a large matrix over devices in `dtype`, each keeping its slice along dim.
 
-  The other dim is padded meanwhile: of awkward sizes (128,256 rows, say) the TPU's compiler makes
-  a whole all-reduce, twice the bytes.
+  The other dim goes in pieces, which take less memory than a second matrix of another type. Of
+  some larger sizes (128,256 rows, say) the TPU's compiler would make a whole all-reduce, twice the
+  bytes.
   """
   size = x.shape[1 - dim]
-  pad = -size % 4096 if size > 32768 else 0
-  x = jnp.pad(x, ((0, pad), (0, 0)) if dim else ((0, 0), (0, pad)))
-  x = jax.lax.psum_scatter(x, axis, scatter_dimension=dim, tiled=True)
-  return jax.lax.slice_in_dim(x, 0, size, axis=1 - dim)
+  parts = (jax.lax.slice_in_dim(x, i, min(i + _PIECE, size), axis=1 - dim).astype(dtype)
+           for i in range(0, size, _PIECE))
+  return jnp.concatenate([jax.lax.psum_scatter(part, axis, scatter_dimension=dim, tiled=True)
+                          for part in parts], 1 - dim)
 
 
 def _here(ids: jax.Array, size: int, vocab: str | tuple[str, ...] | None
