@@ -1,6 +1,7 @@
 """Our side: the real train step on a batch that stays on its devices."""
 
 import os
+import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,8 @@ class Side:
 
 def cpu_name() -> str:
   """What the CPU calls itself, and how many of its cores this process may use."""
-  names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-           if line.startswith("model name")]
-  return f"{names[0] if names else 'CPU'}, {len(os.sched_getaffinity(0))} cores"
+  about = Path("/proc/cpuinfo")  # Linux
+  lines = about.read_text().splitlines() if about.exists() else []
+  names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+  return f"{names[0] if names else platform.processor() or 'CPU'}, {cores} cores"
