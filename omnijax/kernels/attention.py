@@ -5,7 +5,6 @@ H head dim
 """
 
 import functools
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -58,7 +57,14 @@ def rows(q_BSNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segment_BS: ja
   # Nothing is summed over devices in it, so there is nothing to check; the kernel can't be.
   @functools.partial(jax.shard_map, in_specs=(spec, wide, wide, wide, at), out_specs=wide,
                      check_vma=False)
-  def run(kernel, q_BTNH, k_BSKH, v_BSKH, segment_BT):
+  def run(kernel, *args):
+    if local is _chunked:
+      return some(kernel, *args)
+    # One row after the other: what the gradient of one needs meanwhile is there once.
+    return jnp.concatenate([some(kernel, *(x[b : b + 1] for x in args))
+                            for b in range(len(args[0]))])
+
+  def some(kernel, q_BTNH, k_BSKH, v_BSKH, segment_BT):
     key_segment_BS = segment_BT
     if seq:
       k_BSKH, v_BSKH = context.whole(seq, k_BSKH), context.whole(seq, v_BSKH)
@@ -105,19 +111,13 @@ def _splash(kernel: Any, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array
   return jnp.moveaxis(o_BNTH, 1, 2)[..., :H]
 
 
-def _by_row(kernel: Any, *args: Any) -> jax.Array:
-  """One row after the other: what the gradient of one needs meanwhile is there once."""
-  rows = [jax.tree.map(operator.itemgetter(b), args) for b in range(len(args[0]))]
-  return jnp.stack([kernel(*row) for row in rows])
-
-
 @jax.custom_vjp
 def _kernel(kernel: Any, *args: Any) -> jax.Array:
-  return _by_row(kernel, *args)
+  return jax.vmap(kernel)(*args)
 
 
 def _kernel_forward(kernel: Any, *args: Any) -> tuple[jax.Array, Any]:
-  return jax.vjp(functools.partial(_by_row, kernel), *args)
+  return jax.vjp(jax.vmap(kernel), *args)
 
 
 def _kernel_backward(vjp: Any, slope: jax.Array) -> tuple[Any, ...]:
