@@ -23,11 +23,11 @@ def by_addition(f: Function) -> Function:
   return run
 
 
-def _evaluate(closed: core.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
+def _evaluate(closed: Any, args: Sequence[Any]) -> list[Any]:
   jaxpr = closed.jaxpr
-  values = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+  values: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
   values.update(zip(jaxpr.invars, args, strict=True))
-  widened = {}  # values before they were converted to another type
+  widened: dict[Any, Any] = {}  # values before they were converted to another type
   read = lambda v: v.val if isinstance(v, core.Literal) else values[v]
   for eqn in jaxpr.eqns:
     name, inputs = eqn.primitive.name, [read(v) for v in eqn.invars]
