@@ -2,7 +2,7 @@
 
 Purpose: what experts buy, shared ones (13) and one for each modality. Budget: 1.5 T positions, 60
 % text, 25 % images, 15 % speech. Hardware: v5p:8x8x4. Planned (experiments/results/plans): 18.3
-GiB of a chip, 3.59 s a step, 26.7 % MFU, with products of experts at an assumed 60 % of peak.
+GiB of a chip, 3.54 s a step, 27.2 % MFU, with products of experts at an assumed 60 % of peak.
 """
 
 import dataclasses

@@ -43,7 +43,7 @@ def want():
 
 @pytest.mark.parametrize("kernel", ["plain", "tpu"])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (2, 1, 1, 1, 2), (1, 1, 2, 1, 1),
-                                   (1, 1, 2, 1, 2)])
+                                   (1, 1, 2, 1, 2), (1, 1, 4, 1, 2)])
 def test_rows_on_every_layout(kernel, shape, want, monkeypatch):
   monkeypatch.setattr(attention, "_INTERPRET", kernel == "tpu")
   monkeypatch.setattr(attention, "_CHUNK", 200)
@@ -51,7 +51,7 @@ def test_rows_on_every_layout(kernel, shape, want, monkeypatch):
                        devices=jax.devices()[: int(np.prod(shape))])
   with jax.set_mesh(mesh):
     order = RULES.order(S)
-    assert (np.sort(order) == np.arange(S)).all() and (shape[2] == 1 or order[S // 4] > S // 2)
+    assert (np.sort(order) == np.arange(S)).all() and (shape[2] == 1 or order[S // (2 * shape[2])] > S // 2)
     wide = RULES("batch", "seq", "heads", None)
     put = lambda x, spec: jax.device_put(x[:, order], jax.NamedSharding(mesh, spec))
     q, k, v, segment = inputs()

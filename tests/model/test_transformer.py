@@ -9,9 +9,9 @@ import pytest
 import tiny
 from flax import nnx
 
-from omnijax import sharding
+from omnijax import config, sharding
 from omnijax.kernels import attention
-from omnijax.model import rope, transformer
+from omnijax.model import layers, rope, transformer
 from omnijax.model.transformer import Omni
 
 _forward = jax.jit(lambda model, batch: model(batch))
@@ -190,3 +190,15 @@ def test_a_tpu_turns_pairs_by_a_product_exactly_alike(monkeypatch):
   monkeypatch.setattr(rope.compiler, "platform", lambda: "tpu")
   assert "dot_general" in str(jax.make_jaxpr(rope.rotate)(x, cos, sin))
   np.testing.assert_array_equal(np.float32(rope.rotate(x, cos, sin)), np.float32(here))
+
+
+def test_gradients_of_the_gated_layer_are_those_of_its_formula():
+  r = np.random.default_rng(0)
+  gate, up = (jnp.asarray(r.normal(size=(2, 3, 8)), jnp.float32) for _ in range(2))
+  w = jnp.asarray(r.normal(size=(8, 4)), jnp.float32)
+  formula = lambda gate, up, w: (gate * jax.nn.sigmoid(gate) * up) @ w
+  grads = lambda f: jax.grad(lambda *args: jnp.sum(jnp.sin(f(*args))), (0, 1, 2))(gate, up, w)
+  with jax.set_mesh(sharding.make_mesh(config.Mesh(fsdp=1))):
+    made = grads(lambda *args: layers._down(jax.P(None), *args))
+  for got, want in zip(made, grads(formula), strict=True):
+    np.testing.assert_allclose(got, want, atol=1e-5)
