@@ -25,8 +25,8 @@ def run():
 
 @pytest.fixture
 def experiment(tmp_path):
-  (tmp_path / "one.py").write_text(EXPERIMENT)
-  return str(tmp_path / "one.py")
+  (tmp_path / "benched.py").write_text(EXPERIMENT)
+  return str(tmp_path / "benched.py")
 
 
 def test_a_step_is_timed_in_a_process_of_its_own(experiment, tmp_path, capsys):

@@ -76,7 +76,9 @@ def test_it_ends_with_its_parent(number, tmp_path):
   script.write_text(f"""
 import sys
 sys.path[:0] = {[str(HERE.parent), str(HERE.parents[2])]!r}
+import signal
 import test_child
+signal.signal(signal.SIGINT, signal.default_int_handler)  # not so in the background
 if __name__ == "__main__":
   test_child.child.call(test_child.hangs, {str(tmp_path / "pid")!r}, what="it")
 """)
@@ -95,3 +97,4 @@ if __name__ == "__main__":
       time.sleep(0.05)
   finally:
     parent.kill()
+    parent.wait()
