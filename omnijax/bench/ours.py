@@ -1,6 +1,5 @@
 """Our side: the real train step on a batch that stays on its devices."""
 
-import os
 import platform
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from omnijax import checkpoint, sharding
 from omnijax import config as config_lib
 from omnijax import vocab as vocab_lib
-from omnijax.bench import host_memory
+from omnijax.bench import cores, host_memory
 from omnijax.train import metrics as metrics_lib
 from omnijax.train import state as state_lib
 from omnijax.train import step as step_lib
@@ -85,5 +84,4 @@ def cpu_name() -> str:
   about = Path("/proc/cpuinfo")  # Linux
   lines = about.read_text().splitlines() if about.exists() else []
   names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-  return f"{names[0] if names else platform.processor() or 'CPU'}, {cores} cores"
+  return f"{names[0] if names else platform.processor() or 'CPU'}, {cores()} cores"

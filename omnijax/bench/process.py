@@ -74,5 +74,5 @@ def _serve(pipe: Connection, module: str) -> None:
         pipe.send(getattr(side, name)(*args))
     except ValueError as error:
       pipe.send(error)
-    except Exception:
+    except Exception:  # Raised again on the other side, with where it happened here.
       pipe.send(RuntimeError(traceback.format_exc()))

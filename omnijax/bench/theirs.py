@@ -1,6 +1,5 @@
 """The twin's side: its compiled step on a batch that stays on its device."""
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from omnijax import config as config_lib
 from omnijax import vocab as vocab_lib
-from omnijax.bench import host_memory, twin_optim
+from omnijax.bench import cores, host_memory, twin_optim
 from omnijax.bench import twin as twin_lib
 
 _CANDIDATES = {"plain": twin_lib.plain_attention, "sdpa": twin_lib.fused_attention}
@@ -29,7 +28,7 @@ class Side:
 
   def __init__(self, run: config_lib.Run, vocab: vocab_lib.Vocab, batch: Mapping[str, np.ndarray],
                weights: Path):
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cores())
     self._cuda = torch.cuda.is_available()
     if self._cuda:
       torch.set_float32_matmul_precision("high")  # as XLA does

@@ -158,14 +158,7 @@ def _plain(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segment_BT: 
   B, T, N, H = q_BTNH.shape
   S, K = k_BSKH.shape[1:3]
   G = N // K
-  # Told at every reshape: jax 0.12 forgets how a batch of one row is sharded.
-  rows, _, heads, _ = jax.typeof(q_BTNH).sharding.spec
-  lead = lambda x, *shape: jax.lax.reshape(
-    x, (B, K, *shape), out_sharding=jax.P(rows, heads, *[None] * len(shape)))
-  # Heads lead, so that every product is of plain matrices: twice as fast on a CPU.
-  q_BTKGH = jax.lax.reshape(q_BTNH * H**-0.5, (B, T, K, G, H),
-                            out_sharding=jax.P(rows, None, heads, None, None))
-  q_BKMH = lead(jnp.moveaxis(q_BTKGH, 1, 3), G * T, H)
+  q_BKMH, lead, back = _by_head(q_BTNH, K)
   k_BKSH, v_BKSH = jnp.moveaxis(k_BSKH, 1, 2), jnp.moveaxis(v_BSKH, 1, 2)
   s_BKMS = jnp.einsum("bkmh,bksh->bkms", q_BKMH, k_BKSH, preferred_element_type=jnp.float32)
   causal_BTS = jnp.arange(S)[None, None] <= last_BT[:, :, None]
@@ -177,8 +170,30 @@ def _plain(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segment_BT: 
   o_BKMH = jnp.einsum("bkms,bksh->bkmh", lead(e_BKGTS.astype(v_BKSH.dtype), G * T, S), v_BKSH,
                       preferred_element_type=jnp.float32)
   o_BKGTH = lead(o_BKMH, G, T, H) / jnp.sum(e_BKGTS, -1, keepdims=True)
-  return jax.lax.reshape(jnp.moveaxis(o_BKGTH, 3, 1).astype(q_BTNH.dtype), (B, T, N, H),
-                         out_sharding=jax.P(rows, None, heads, None))
+  return back(o_BKGTH)
+
+
+def _by_head(q_BTNH: jax.Array, K: int) -> tuple[jax.Array, Callable[..., jax.Array],
+                                                Callable[[jax.Array], jax.Array]]:
+  """Scaled queries [B, K, M, H], a reshape to [B, K, ...], and the way back of [B, K, G, T, H].
+
+  Heads lead, so that every product is of plain matrices: twice as fast on a CPU. Sharding is told
+  at every reshape: jax 0.12 forgets how a batch of one row is sharded.
+  """
+  B, T, N, H = q_BTNH.shape
+  G = N // K
+  rows, _, heads, _ = jax.typeof(q_BTNH).sharding.spec
+
+  def lead(x: jax.Array, *shape: int) -> jax.Array:
+    return jax.lax.reshape(x, (B, K, *shape), out_sharding=jax.P(rows, heads, *[None] * len(shape)))
+
+  def back(o_BKGTH: jax.Array) -> jax.Array:
+    o_BTKGH = jnp.moveaxis(o_BKGTH, 3, 1).astype(q_BTNH.dtype)
+    return jax.lax.reshape(o_BTKGH, (B, T, N, H), out_sharding=jax.P(rows, None, heads, None))
+
+  q_BTKGH = jax.lax.reshape(q_BTNH * H**-0.5, (B, T, K, G, H),
+                            out_sharding=jax.P(rows, None, heads, None, None))
+  return lead(jnp.moveaxis(q_BTKGH, 1, 3), G * T, H), lead, back
 
 
 def cached(q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, new_k_BTKH: jax.Array,
@@ -197,12 +212,7 @@ def cached(q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, new_k_BTKH: 
   B, T, N, H = q_BTNH.shape
   K, S = k_BKSH.shape[1:3]
   G = N // K
-  rows, _, heads, _ = jax.typeof(q_BTNH).sharding.spec
-  lead = lambda x, *shape: jax.lax.reshape(
-    x, (B, K, *shape), out_sharding=jax.P(rows, heads, *[None] * len(shape)))
-  q_BTKGH = jax.lax.reshape(q_BTNH * H**-0.5, (B, T, K, G, H),
-                            out_sharding=jax.P(rows, None, heads, None, None))
-  q_BKMH = lead(jnp.moveaxis(q_BTKGH, 1, 3), G * T, H)
+  q_BKMH, lead, back = _by_head(q_BTNH, K)
   new_k_BKTH, new_v_BKTH = jnp.moveaxis(new_k_BTKH, 1, 2), jnp.moveaxis(new_v_BTKH, 1, 2)
   score = lambda k: jnp.einsum("bkmh,bksh->bkms", q_BKMH, k, preferred_element_type=jnp.float32)
   old_BKMS = jnp.where((jnp.arange(S)[None] < length_B[:, None])[:, None, None], score(k_BKSH),
@@ -217,9 +227,7 @@ def cached(q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, new_k_BTKH: 
     total_BKM1 += jnp.sum(e_BKMS, -1, keepdims=True)
     o_BKMH += jnp.einsum("bkms,bksh->bkmh", e_BKMS.astype(values.dtype), values,
                          preferred_element_type=jnp.float32)
-  o_BKGTH = lead((o_BKMH / total_BKM1).astype(q_BTNH.dtype), G, T, H)
-  return jax.lax.reshape(jnp.moveaxis(o_BKGTH, 3, 1), (B, T, N, H),
-                         out_sharding=jax.P(rows, None, heads, None))
+  return back(lead(o_BKMH / total_BKM1, G, T, H))
 
 
 def append(cache_LBKSH: jax.Array, new_LBTKH: jax.Array, length_B: jax.Array) -> jax.Array:

@@ -32,8 +32,7 @@ def scatter_add(x_BSD: jax.Array, at_BF: jax.Array, frame_BFD: jax.Array, *, ord
 
 
 def gather(x_BSD: jax.Array, at_BF: jax.Array, *, order_S: np.ndarray) -> jax.Array:
-  """x at each frame's position, [L, D], of which every device takes a part; 0 at position S.
-  """
+  """x at each frame's position, [L, D], of which every device takes a part; 0 at position S."""
   batch, seq, _ = jax.typeof(x_BSD).sharding.spec
   pick = jax.vmap(lambda x_SD, at_F: x_SD.at[at_F].get(mode="fill", fill_value=0))
   if not seq:

@@ -87,7 +87,7 @@ def _child(out: Any, said: Path, work: Callable[..., Any], arguments: tuple) -> 
     result = "raised", error
   except jax.errors.JaxRuntimeError as error:
     result = "gave up", " ".join(str(error).split())
-  except Exception:
+  except Exception:  # Raised again in the parent, with where it happened here.
     result = "broken", traceback.format_exc()
   out.send(result)
 

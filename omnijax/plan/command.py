@@ -67,7 +67,7 @@ def search(path: Path, settings: config_lib.Run, topology: str, slices: int, *, 
     document, price, json, html, hlo: as for `run`; of the best.
 
   Raises:
-    ValueError: as `run`; or nothing that was tried fits.
+    ValueError: as `run`; `out` is somebody else's file; or nothing that was tried fits.
     ModuleNotFoundError: the compiler isn't installed.
   """
   where = chips.parse(topology, slices)
@@ -77,6 +77,7 @@ def search(path: Path, settings: config_lib.Run, topology: str, slices: int, *, 
                      f"{where.chip.name}; give a slice of TPUs.")
   if tries < 1:
     raise ValueError(f"--tries is {tries}; wanted 1 or more.")
+  search_lib.check_free(out)
   where.need_compiler()
   console = Console()
   vocab = load.planned_vocab(settings.tokenizers)

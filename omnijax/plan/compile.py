@@ -76,10 +76,7 @@ def train_step(run: config_lib.Run, vocab: vocab_lib.Vocab, where: Slice,
   Raises:
     ValueError: the run's sizes and mesh don't fit the slice, or there is no such topology.
   """
-  stage("topology")
-  mesh = sharding.make_mesh(run.mesh, where.devices())
-  sharding.check_divides(run, mesh)
-  stage("compile")
+  mesh = _mesh(run, where, stage)
   with jax.set_mesh(mesh):
     state = state_lib.abstract(run, vocab)
     lowered = step_lib.make_train_step(run).lower(state, batch(run, vocab))
@@ -93,15 +90,21 @@ def decode_loop(run: config_lib.Run, vocab: vocab_lib.Vocab, where: Slice,
   Raises:
     ValueError: the run's sizes and mesh don't fit the slice, or there is no such topology.
   """
-  stage("topology")
-  mesh = sharding.make_mesh(run.mesh, where.devices())
-  sharding.check_divides(run, mesh)
-  stage("compile")
+  mesh = _mesh(run, where, stage)
   with jax.set_mesh(mesh):
     model, state, turn = streams(run, vocab)
     layout = grammar.Layout(vocab, run.data.text_delay, run.data.acoustic_delay)
     lowered = generate_step.run.lower(model, state, turn, layout=layout, guided=False)
   return _compile(lowered, mesh, _bytes(model), _bytes(state.cache))
+
+
+def _mesh(run: config_lib.Run, where: Slice, stage: Callable[[str], None]) -> jax.sharding.Mesh:
+  """The run's mesh of a slice's devices, to compile for."""
+  stage("topology")
+  mesh = sharding.make_mesh(run.mesh, where.devices())
+  sharding.check_divides(run, mesh)
+  stage("compile")
+  return mesh
 
 
 def streams(run: config_lib.Run, vocab: vocab_lib.Vocab

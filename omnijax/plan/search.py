@@ -26,6 +26,7 @@ from omnijax.plan import promise as promise_lib
 from omnijax.plan.child import Refused
 from omnijax.plan.chips import RESERVED, Slice
 
+_MADE = "Written by `omnijax plan --search`, which may write it again."
 _MOST_TENSOR = 8
 _LONG = 32_768  # positions of a row from which on devices may share one
 _DOUBT = 1.25  # how much more than a chip's memory a promise must be, to be left out unseen
@@ -267,10 +268,30 @@ def name_of(settings: Settings) -> str:
                   for k, v in settings.items() if not (k.startswith("mesh.") and v == 1))
 
 
+def check_free(out: Path) -> None:
+  """That an experiment may be written: there is none, or a search has written it.
+
+  Raises:
+    ValueError: it is no Python file, or one that no search has written.
+  """
+  if out.suffix != ".py":
+    raise ValueError(f"--search {out} is no Python file; wanted a new experiment, such as "
+                     f"{out.with_suffix('.py')}.")
+  if out.exists() and _MADE not in out.read_text("utf-8"):
+    raise ValueError(f"--search would write over {out}, which no search has written; give it "
+                     "another name.")
+
+
 def _read(log: Path, key: str) -> list[Try]:
   if not log.exists():
     return []
-  held = json.loads(log.read_text("utf-8"))
+  try:
+    held = json.loads(log.read_text("utf-8"))
+  except ValueError:
+    held = None
+  if not isinstance(held, dict) or not {"of", "tries"} <= set(held):
+    raise ValueError(f"{log} is no log of a search, which goes there; move it away, or give "
+                     "--search another name.")
   if held["of"] != key:
     raise ValueError(f"{log} holds tries of another run, slice or choice of fixed fields; move it "
                      "away, or give --search another name.")
@@ -296,6 +317,8 @@ def experiment(path: Path, out: Path, base: config_lib.Run, best: config_lib.Run
   """
   here = os.path.relpath(path.resolve(), out.resolve().parent)
   return f'''"""{why}
+
+{_MADE}
 """
 
 import dataclasses

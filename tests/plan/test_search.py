@@ -200,3 +200,22 @@ def test_bad_input_is_one_line(tmp_path, arguments, message, capsys):
   path.write_text(EXPERIMENT.format(config.to_json(RUN)))
   assert cli.main(["plan", str(path), *arguments]) == 2
   assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name,held,message", [
+  ("searched.py", None, "would write over .*searched.py, which no search has written"),
+  ("best.json", None, "best.json is no Python file; wanted a new experiment, such as .*best.py"),
+  ("best.py", "[1]", "best.json is no log of a search"),
+  ("best.py", "not JSON", "best.json is no log of a search"),
+])
+def test_files_of_others_are_left_alone(tmp_path, name, held, message, monkeypatch, capsys):
+  monkeypatch.setattr(chips.Slice, "need_compiler", lambda self: None)
+  path, log = tmp_path / "searched.py", tmp_path / "best.json"
+  path.write_text(EXPERIMENT.format(config.to_json(RUN)))
+  if held:
+    log.write_text(held)
+  before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+  assert cli.main(["plan", str(path), "--topology", "v5e:2x2", "--search",
+                   str(tmp_path / name)]) == 2
+  assert re.search(message, capsys.readouterr().err)
+  assert {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
