@@ -132,8 +132,8 @@ def _figures(settings: config_lib.Run, vocab: vocab_lib.Vocab, batch: dict[str, 
   made = {name: compare.side(seconds[name], steps, about[name], flops=whole, peak=peak,
                              positions=int((batch["segment"] > 0).sum())) for name in seconds}
   pair = compare.ratio(seconds["ours"], seconds["torch"]) if "torch" in seconds else {}
-  versions = {name: v[name] for name, v in (("jax", ours), ("torch", about.get("torch", {})))
-              if name in v}
+  versions = {"jax": ours["jax"]} | ({"torch_version": about["torch"]["torch"]}
+                                     if "torch" in about else {})
   return {"experiment": settings.name, "device": ours["device"], "devices": ours["devices"],
           **versions, "rows": settings.data.rows, "positions": settings.data.positions,
           "dtype": settings.model.dtype, "optimizer": settings.optim.kind,

@@ -123,6 +123,7 @@ def test_sides_take_turns(experiment, tmp_path, monkeypatch, capsys):
                         ("theirs", "close")]
   f = json.loads((tmp_path / "j").read_text())
   assert f["ratio"] == pytest.approx(2) and f["ratio_range"] == pytest.approx([1, 3])
+  assert (f["jax"], f["torch_version"]) == ("1", "2")
   assert f["torch"]["ms_per_step"] == pytest.approx(200) and f["ours"]["ms_per_step"] == 100
   assert "torch / ours: 2.000" in capsys.readouterr().out.replace("\n", " ")
 
