@@ -64,3 +64,24 @@ def test_rows_on_every_layout(kernel, shape, want, monkeypatch):
   np.testing.assert_allclose(out[:, back], want[0][1], atol=2e-5)
   for got, right in zip(grads, want[1], strict=True):
     np.testing.assert_allclose(got[:, back], right, atol=2e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (2, 1, 1, 1, 2)])
+def test_what_is_new_is_appended_and_what_finds_no_room_dropped(shape):
+  L, T, room = 3, 4, 10
+  r = np.random.default_rng(0)
+  mesh = jax.make_mesh(shape, AXES, (jax.sharding.AxisType.Explicit,) * 5,
+                       devices=jax.devices()[: int(np.prod(shape))])
+  for lengths in ((0, 3), (6, 7), (9, 10)):  # with room for all, for one less, for one, for none
+    cache = r.normal(size=(L, B, K, room, H)).astype(np.float32)
+    new = r.normal(size=(L, B, T, K, H)).astype(np.float32)
+    want = cache.copy()
+    for b, length in enumerate(lengths):
+      some = new[:, b, : room - length].swapaxes(1, 2)
+      want[:, b, :, length : length + T] = some
+    with jax.set_mesh(mesh):
+      put = lambda x, *axes: jax.device_put(x, jax.NamedSharding(mesh, RULES(*axes)))
+      got = jax.jit(attention.append)(
+        put(cache, "layers", "batch", "kv_heads", None, None),
+        put(new, "layers", "batch", None, "kv_heads", None), put(np.int32(lengths), "batch"))
+    np.testing.assert_array_equal(got, want)
