@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from omnijax.kernels import compiler, context, sums
+from omnijax.kernels import compiler, context, cudnn, sums
 
 MASKED = -1e30  # finite, so that a query with no key gives a mean and not NaN
 SAVED = "attention"  # what the backward pass needs of the forward one, for remat policies
@@ -53,12 +53,14 @@ def rows(q_BSNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segment_BS: ja
     kernel = _splash_kernel(order_S, q_BSNH.shape[2] // ways(heads), ways(seq), blocks)
     spec = kernel.manual_sharding_spec(jax.NamedSharding(mesh, jax.P(None, seq)))
     kernel, local = jax.tree.map(jax.reshard, kernel, spec), _splash
+  elif compiler.platform() == "gpu" and not seq and cudnn.usable(q_BSNH):
+    local = _packed
 
   # Nothing is summed over devices in it, so there is nothing to check; the kernel can't be.
   @functools.partial(jax.shard_map, in_specs=(spec, wide, wide, wide, at), out_specs=wide,
                      check_vma=False)
   def run(kernel, *args):
-    if local is _chunked:
+    if local is not _splash:
       return some(kernel, *args)
     # One row after the other: what the gradient of one needs meanwhile is there once.
     return jnp.concatenate([some(kernel, *(x[b : b + 1] for x in args))
@@ -109,6 +111,19 @@ def _splash(kernel: Any, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array
   o_BNTH = _kernel(kernel, lead(q_BTNH * H**-0.5), lead(k_BSKH), lead(v_BSKH),
                    SegmentIds(segment_BT, key_segment_BS))
   return jnp.moveaxis(o_BNTH, 1, 2)[..., :H]
+
+
+def _packed(index_S: jax.Array, q_BSNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array,
+            segment_BS: jax.Array, key_segment_BS: jax.Array) -> jax.Array:
+  """Attention of whole rows on a GPU."""
+  o_BSNH = cudnn.attend(_whole, segment_BS, q_BSNH, k_BSKH, v_BSKH)
+  return checkpoint_name(o_BSNH, SAVED)
+
+
+def _whole(segment_BS: jax.Array, q_BSNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array
+           ) -> jax.Array:
+  index_S = jnp.arange(q_BSNH.shape[1])
+  return _chunked(index_S, q_BSNH, k_BSKH, v_BSKH, segment_BS, segment_BS)
 
 
 @jax.custom_vjp

@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from omnijax import config as config_lib
 from omnijax import vocab as vocab_lib
 from omnijax.kernels import attention as kernels
-from omnijax.kernels import frames
+from omnijax.kernels import cudnn, frames
 from omnijax.model import rope
 from omnijax.model.attention import Attention, Cache, Context
 from omnijax.model.depth import Depth
@@ -32,9 +32,15 @@ def _kept(cfg: config_lib.Model) -> Callable[..., Any]:
   """The policy of what the layers keep for the backward pass; the rest is made again."""
   # A layer's input is kept anyway, where it isn't offloaded.
   saved = {"full": (), "minimal": config_lib.ACTIVATIONS[1:]}.get(cfg.remat, cfg.saved)
-  return jax.checkpoint_policies.save_and_offload_only_these_names(
+  named = jax.checkpoint_policies.save_and_offload_only_these_names(
     names_which_can_be_saved=saved, names_which_can_be_offloaded=cfg.offloaded,
     offload_src="device", offload_dst="pinned_host")
+
+  def policy(prim: Any, *args: Any, **params: Any) -> Any:
+    whole = prim.name == cudnn.SAVED and kernels.SAVED in saved
+    return whole or named(prim, *args, **params)
+
+  return policy
 
 
 class Block(nnx.Module):

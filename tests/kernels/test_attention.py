@@ -1,4 +1,4 @@
-"""Attention of rows laid out over devices, in plain operations and by the TPU's kernel."""
+"""Attention of rows laid out over devices: plain, by the TPU's kernel, by a GPU's (played)."""
 
 import functools
 
@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omnijax.kernels import attention
+from jax._src.cudnn import fused_attention_stablehlo
+
+from omnijax.kernels import attention, compiler, cudnn
 from omnijax.sharding import AXES, RULES
+from tests.kernels.test_cudnn import played
 
 B, S, N, K, H = 2, 512, 4, 2, 16
 
@@ -41,12 +44,17 @@ def want():
   return jax.device_get(score(plain)(*inputs()))
 
 
-@pytest.mark.parametrize("kernel", ["plain", "tpu"])
+@pytest.mark.parametrize("kernel", ["plain", "tpu", "gpu", "gpu, too many documents"])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (2, 1, 1, 1, 2), (1, 1, 2, 1, 1),
                                    (1, 1, 2, 1, 2), (1, 1, 4, 1, 2)])
 def test_rows_on_every_layout(kernel, shape, want, monkeypatch):
   monkeypatch.setattr(attention, "_INTERPRET", kernel == "tpu")
   monkeypatch.setattr(attention, "_CHUNK", 200)
+  if kernel.startswith("gpu"):
+    monkeypatch.setattr(compiler, "platform", lambda: "gpu")
+    monkeypatch.setattr(cudnn, "usable", lambda q: True)
+    monkeypatch.setattr(cudnn, "DOCUMENTS", 32 if kernel == "gpu" else 4)
+    monkeypatch.setattr(fused_attention_stablehlo, "dot_product_attention", played)
   mesh = jax.make_mesh(shape, AXES, (jax.sharding.AxisType.Explicit,) * 5,
                        devices=jax.devices()[: int(np.prod(shape))])
   with jax.set_mesh(mesh):

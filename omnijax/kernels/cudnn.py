@@ -1,0 +1,92 @@
+"""Attention of packed rows by cuDNN, on GPUs from Hopper on.
+
+jax's public function for cuDNN knows no documents within a row; the one beneath it does, as it is
+in jax 0.10 to 0.12.
+
+B batch  S positions  N heads  K kv heads  H head dim  M documents
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+DOCUMENTS = 64  # of a row that has room for so many in the kernel's grid and its residuals
+SAVED = "dot_product_attention_fwd_wrapper"  # the primitive whose outputs the backward pass needs
+
+
+def usable(q: jax.Array) -> bool:
+  """Whether cuDNN can do it here: 16 bits, heads of a multiple of 8, on Hopper or later."""
+  version = getattr(jax.devices()[0], "compute_capability", "0.0")
+  capable = float(version) >= 9
+  return capable and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0
+
+
+def attend(plain: Attend, segment_BS: jax.Array, q_BSNH: jax.Array, k_BSKH: jax.Array,
+           v_BSKH: jax.Array) -> jax.Array:
+  """Causal attention within segments that lie one after the other in rows.
+
+  Args:
+    plain: what to do instead, with segments, queries, keys and values, where a row has more than
+      DOCUMENTS segments.
+    segment_BS: segment of each position; its padding is one more.
+    q_BSNH, k_BSKH, v_BSKH: queries, keys, values.
+  """
+  return _attend(plain, segment_BS, documents(segment_BS), q_BSNH, k_BSKH, v_BSKH)
+
+
+class Documents(NamedTuple):
+  """Of rows; -1 where there is none."""
+
+  start_BM: jax.Array  # and one column of -1 more
+  length_BM: jax.Array
+  more: jax.Array  # whether there are some that found no place
+
+
+def documents(segment_BS: jax.Array) -> Documents:
+  """The runs of equal segments of rows."""
+  S = segment_BS.shape[1]
+  before_BS = jnp.pad(segment_BS[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+  first_BS = segment_BS != before_BS
+  start_BS = jnp.sort(jnp.where(first_BS, jnp.arange(S)[None], S), 1)
+  start_BM = start_BS[:, : DOCUMENTS + 1]
+  start_BM = jnp.pad(start_BM, ((0, 0), (0, DOCUMENTS + 1 - start_BM.shape[1])), constant_values=S)
+  length_BM = jnp.diff(start_BM, axis=1)
+  there_BM = length_BM > 0
+  start_BM = jnp.where(jnp.pad(there_BM, ((0, 0), (0, 1))), start_BM, -1)
+  return Documents(start_BM, jnp.where(there_BM, length_BM, -1),
+                   jnp.any(first_BS.sum(1) > DOCUMENTS))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(plain: Attend, segment_BS: jax.Array, table: Documents, *qkv: jax.Array) -> jax.Array:
+  return _forward(plain, segment_BS, table, *qkv)[0]
+
+
+def _forward(plain: Attend, segment_BS: jax.Array, table: Documents, *qkv: jax.Array
+             ) -> tuple[jax.Array, Any]:
+  o_BSNH, vjp = jax.vjp(functools.partial(_kernel, table), *qkv)
+  o_BSNH = jax.lax.cond(table.more, lambda: plain(segment_BS, *qkv), lambda: o_BSNH)
+  return o_BSNH, (segment_BS, table.more, qkv, vjp)
+
+
+def _backward(plain: Attend, kept: Any, slope_BSNH: jax.Array) -> tuple[Any, ...]:
+  segment_BS, more, qkv, vjp = kept
+  slopes = vjp(slope_BSNH)
+  again = lambda: jax.vjp(functools.partial(plain, segment_BS), *qkv)[1](slope_BSNH)
+  return None, None, *jax.lax.cond(more, again, lambda: slopes)
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _kernel(table: Documents, q_BSNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array
+            ) -> jax.Array:
+  from jax._src.cudnn import fused_attention_stablehlo as cudnn
+  return cudnn.dot_product_attention(
+    q_BSNH, k_BSKH, v_BSKH, q_seqlen=table.length_BM, kv_seqlen=table.length_BM,
+    q_offsets=table.start_BM, kv_offsets=table.start_BM, scale=q_BSNH.shape[-1] ** -0.5,
+    mask_type=cudnn.MaskType.PADDING_CAUSAL)
