@@ -56,6 +56,9 @@ class Model:
   offloaded: tuple[str, ...] = ()  # of ACTIVATIONS, kept in the host's memory meanwhile
   # Queries and keys that the attention kernel of a TPU holds at once.
   attention_blocks: tuple[int, int] = (1024, 1024)
+  # Documents of a row for which attention on a GPU has room: the fewer, the faster. At least
+  # data.documents. 0: data.documents may be any, and rows of more than 64 go a slow way.
+  attention_documents: int = 0
   # Layers compiled as one: saves copies of activations (a quarter of the gradient of the
   # quickstart's trunk on a CPU), costs time to compile.
   unroll: int = 1
@@ -147,6 +150,7 @@ class Data:
   rows: int  # global batch size, in packed rows
   positions: int  # S, the length of a row
   frames: int  # F, the most audio frames a row can hold
+  documents: int = 0  # most in a row; 0 is any number
   # Of those that the model speaks, the most in a row whose codes are learned in one step, drawn
   # at random from more (Sesame's CSM); 0 is all. The depth transformer runs on no others.
   depth_frames: int = 0
@@ -180,10 +184,9 @@ class Data:
     if self.frames > self.positions:
       raise ValueError(f"Data.frames is {self.frames}, more than Data.positions "
                        f"{self.positions}: a frame needs a position; lower frames.")
-    if min(self.acoustic_delay, self.text_delay, self.workers, self.read_threads) < 0:
-      raise ValueError("Data.acoustic_delay, text_delay, workers and read_threads are "
-                       f"{self.acoustic_delay}, {self.text_delay}, {self.workers} and "
-                       f"{self.read_threads}; none may be below 0.")
+    names = ("documents", "acoustic_delay", "text_delay", "workers", "read_threads")
+    if below := {name: getattr(self, name) for name in names if getattr(self, name) < 0}:
+      raise ValueError(f"Data has {below}; none of them may be below 0.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -296,6 +299,11 @@ class Run:
     if self.data.rows % self.optim.accumulate:
       raise ValueError(f"Data.rows {self.data.rows} is not a multiple of Optim.accumulate "
                        f"{self.optim.accumulate}; change one of them.")
+    room, most = self.model.attention_documents, self.data.documents
+    if room < 0 or room and not 0 < most <= room:
+      raise ValueError(f"Model.attention_documents is {room} and Data.documents {most or 'any'}; "
+                       "wanted 0, or room for all documents of a row: set Data.documents to "
+                       f"{max(room, 1)} or less.")
 
 
 def to_json(run: Run) -> str:

@@ -53,7 +53,7 @@ def make(data: config_lib.Data, vocab: vocab_lib.Vocab, *, mix: Sequence[float],
     drawn.append(streams)
   positions_N = np.array([len(s.main) for s in drawn])
   frames_N = np.array([len(s.frame_at) for s in drawn])
-  row_N, rows = pack(positions_N, frames_N, data.positions, data.frames)
+  row_N, rows = pack(positions_N, frames_N, data.positions, data.frames, data.documents)
   chosen = _choose(drawn, row_N, rows, share_M, data)
   made = [loader.assemble([drawn[i] for i in np.flatnonzero(row_N == row)], data, vocab, rng)
           for row in chosen]

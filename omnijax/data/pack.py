@@ -8,8 +8,8 @@ import numpy as np
 _TRIES = 8  # rows of different room looked at before a new one is opened
 
 
-def pack(positions_N: np.ndarray, frames_N: np.ndarray, positions: int, frames: int
-         ) -> tuple[np.ndarray, int]:
+def pack(positions_N: np.ndarray, frames_N: np.ndarray, positions: int, frames: int,
+         documents: int = 0) -> tuple[np.ndarray, int]:
   """Assigns each document to a row.
 
   Documents with frames go first when frames are scarce, since only they compete for them; then
@@ -18,6 +18,8 @@ def pack(positions_N: np.ndarray, frames_N: np.ndarray, positions: int, frames: 
   Args:
     positions_N, frames_N: needs of each document, at most the budget of a row.
     positions, frames: budgets of a row.
+    documents: most of them in a row; 0 is any number. The shortest of rows that would have more
+      are packed again by themselves.
 
   Returns:
     The row of each document int32 [N], and the number of rows.
@@ -33,7 +35,21 @@ def pack(positions_N: np.ndarray, frames_N: np.ndarray, positions: int, frames: 
   else:
     rest = np.arange(len(positions_N))
   _pack_positions(rows, row_N, rest, positions_N)
-  return row_N, rows.count
+  count = rows.count
+  over_N = _beyond(row_N, positions_N, documents) if documents else np.zeros(0, np.int64)
+  if len(over_N):
+    row_N[over_N], more = pack(positions_N[over_N], frames_N[over_N], positions, frames, documents)
+    row_N[over_N] += count
+    count += more
+  return row_N, count
+
+
+def _beyond(row_N: np.ndarray, positions_N: np.ndarray, documents: int) -> np.ndarray:
+  """Those that aren't among the so many longest documents of their row."""
+  order = np.lexsort((-positions_N, row_N))
+  _, first = np.unique(row_N[order], return_index=True)
+  rank_N = np.arange(len(order)) - np.repeat(first, np.diff([*first, len(order)]))
+  return np.sort(order[rank_N >= documents])
 
 
 class _Rows:

@@ -263,7 +263,7 @@ class Plan:
     source_N, document_N, counts_N = source_N[fit_N], document_N[fit_N], counts_N[fit_N]
     task_N, dropped_N = documents.choose(counts_N, usable_NT[fit_N], chance_N[fit_N], data)
     positions_N, frames_N = documents.lengths(counts_N, task_N, dropped_N, data)
-    row_N, rows = pack(positions_N, frames_N, data.positions, data.frames)
+    row_N, rows = pack(positions_N, frames_N, data.positions, data.frames, data.documents)
     # Rows are opened longest first: shuffled, so that training sees no order by length.
     row_N = permute(np.arange(rows), rows, key(self._seed, 5, index))[row_N] if rows else row_N
     order = np.argsort(row_N, kind="stable")

@@ -23,7 +23,7 @@ _INTERPRET = False  # for tests: the TPU's kernel in plain operations
 
 
 def rows(q_BSNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segment_BS: jax.Array, *,
-         order_S: np.ndarray, blocks: tuple[int, int]) -> jax.Array:
+         order_S: np.ndarray, blocks: tuple[int, int], documents: int = 0) -> jax.Array:
   """Attention of packed rows: each position to those before it in its segment.
 
   B and heads may be sharded; and S, too: then keys and values are gathered, and each device works
@@ -36,6 +36,7 @@ def rows(q_BSNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segment_BS: ja
     segment_BS: segment of each position; 0 is padding, whose output means nothing.
     order_S: the place in the row of each position, as S is laid out over devices.
     blocks: queries and keys that the kernel of a TPU holds at once.
+    documents: most of a row that a GPU's kernel may count on; 0 is any number.
 
   Returns:
     [B, S, N, H] in the type of q.
@@ -54,7 +55,7 @@ def rows(q_BSNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segment_BS: ja
     spec = kernel.manual_sharding_spec(jax.NamedSharding(mesh, jax.P(None, seq)))
     kernel, local = jax.tree.map(jax.reshard, kernel, spec), _splash
   elif compiler.platform() == "gpu" and not seq and cudnn.usable(q_BSNH):
-    local = _packed
+    local = functools.partial(_packed, documents)
 
   # Nothing is summed over devices in it, so there is nothing to check; the kernel can't be.
   @functools.partial(jax.shard_map, in_specs=(spec, wide, wide, wide, at), out_specs=wide,
@@ -113,10 +114,10 @@ def _splash(kernel: Any, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array
   return jnp.moveaxis(o_BNTH, 1, 2)[..., :H]
 
 
-def _packed(index_S: jax.Array, q_BSNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array,
-            segment_BS: jax.Array, key_segment_BS: jax.Array) -> jax.Array:
+def _packed(documents: int, index_S: jax.Array, q_BSNH: jax.Array, k_BSKH: jax.Array,
+            v_BSKH: jax.Array, segment_BS: jax.Array, key_segment_BS: jax.Array) -> jax.Array:
   """Attention of whole rows on a GPU."""
-  o_BSNH = cudnn.attend(_whole, segment_BS, q_BSNH, k_BSKH, v_BSKH)
+  o_BSNH = cudnn.attend(_whole, segment_BS, q_BSNH, k_BSKH, v_BSKH, most=documents)
   return checkpoint_name(o_BSNH, SAVED)
 
 

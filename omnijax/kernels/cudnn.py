@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
-DOCUMENTS = 64  # of a row that has room for so many in the kernel's grid and its residuals
+_DOCUMENTS = 64  # that there is room for where a row may have any number
 SAVED = "dot_product_attention_fwd_wrapper"  # the primitive whose outputs the backward pass needs
 
 
@@ -26,16 +26,23 @@ def usable(q: jax.Array) -> bool:
 
 
 def attend(plain: Attend, segment_BS: jax.Array, q_BSNH: jax.Array, k_BSKH: jax.Array,
-           v_BSKH: jax.Array) -> jax.Array:
+           v_BSKH: jax.Array, *, most: int) -> jax.Array:
   """Causal attention within segments that lie one after the other in rows.
 
+  cuDNN's time grows with the documents that there is room for.
+
   Args:
-    plain: what to do instead, with segments, queries, keys and values, where a row has more than
-      DOCUMENTS segments.
+    plain: what to do instead, with segments, queries, keys and values, where there are too many.
     segment_BS: segment of each position; its padding is one more.
     q_BSNH, k_BSKH, v_BSKH: queries, keys, values.
+    most: documents of a row, beside padding; of rows that have more all is NaN. 0 is any number:
+      then some other way is taken for them, and asking which costs time.
   """
-  return _attend(plain, segment_BS, documents(segment_BS), q_BSNH, k_BSKH, v_BSKH)
+  if most:
+    table = documents(segment_BS, most + 1)
+    return _kernel(table, q_BSNH * jnp.where(table.more, jnp.nan, 1).astype(q_BSNH.dtype), k_BSKH,
+                   v_BSKH)
+  return _attend(plain, segment_BS, documents(segment_BS, _DOCUMENTS), q_BSNH, k_BSKH, v_BSKH)
 
 
 class Documents(NamedTuple):
@@ -46,19 +53,19 @@ class Documents(NamedTuple):
   more: jax.Array  # whether there are some that found no place
 
 
-def documents(segment_BS: jax.Array) -> Documents:
-  """The runs of equal segments of rows."""
+def documents(segment_BS: jax.Array, most: int) -> Documents:
+  """The runs of equal segments of rows, and room for so many."""
   S = segment_BS.shape[1]
   before_BS = jnp.pad(segment_BS[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
   first_BS = segment_BS != before_BS
   start_BS = jnp.sort(jnp.where(first_BS, jnp.arange(S)[None], S), 1)
-  start_BM = start_BS[:, : DOCUMENTS + 1]
-  start_BM = jnp.pad(start_BM, ((0, 0), (0, DOCUMENTS + 1 - start_BM.shape[1])), constant_values=S)
+  start_BM = start_BS[:, : most + 1]
+  start_BM = jnp.pad(start_BM, ((0, 0), (0, most + 1 - start_BM.shape[1])), constant_values=S)
   length_BM = jnp.diff(start_BM, axis=1)
   there_BM = length_BM > 0
   start_BM = jnp.where(jnp.pad(there_BM, ((0, 0), (0, 1))), start_BM, -1)
   return Documents(start_BM, jnp.where(there_BM, length_BM, -1),
-                   jnp.any(first_BS.sum(1) > DOCUMENTS))
+                   jnp.any(first_BS.sum(1) > most))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

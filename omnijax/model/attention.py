@@ -41,6 +41,7 @@ class Attention(nnx.Module):
   def __init__(self, cfg: config_lib.Model, rules: Rules, *, out_std: float, rngs: nnx.Rngs):
     D, N, K, H = cfg.dim, cfg.heads, cfg.kv_heads, cfg.head_dim
     self.rules, self.eps, self.blocks = rules, cfg.norm_eps, cfg.attention_blocks
+    self.documents = cfg.attention_documents
     self.w_q_DNH = param(rngs, (D, N, H), ("embed", "heads", None), rules, std=D**-0.5)
     self.w_k_DKH = param(rngs, (D, K, H), ("embed", "kv_heads", None), rules, std=D**-0.5)
     self.w_v_DKH = param(rngs, (D, K, H), ("embed", "kv_heads", None), rules, std=D**-0.5)
@@ -62,7 +63,7 @@ class Attention(nnx.Module):
     if cache is None:
       assert ctx.order_T is not None
       o_BTNH = kernels.rows(q_BTNH, k_BTKH, v_BTKH, ctx.segment_BT, order_S=ctx.order_T,
-                            blocks=self.blocks)
+                            blocks=self.blocks, documents=self.documents)
     else:
       assert ctx.length_B is not None
       o_BTNH = kernels.cached(q_BTNH, *cache, k_BTKH, v_BTKH, length_B=ctx.length_B)

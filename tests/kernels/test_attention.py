@@ -44,7 +44,8 @@ def want():
   return jax.device_get(score(plain)(*inputs()))
 
 
-@pytest.mark.parametrize("kernel", ["plain", "tpu", "gpu", "gpu, too many documents"])
+@pytest.mark.parametrize("kernel", ["plain", "tpu", "gpu", "gpu, any documents",
+                                    "gpu, too many"])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (2, 1, 1, 1, 2), (1, 1, 2, 1, 1),
                                    (1, 1, 2, 1, 2), (1, 1, 4, 1, 2)])
 def test_rows_on_every_layout(kernel, shape, want, monkeypatch):
@@ -53,7 +54,7 @@ def test_rows_on_every_layout(kernel, shape, want, monkeypatch):
   if kernel.startswith("gpu"):
     monkeypatch.setattr(compiler, "platform", lambda: "gpu")
     monkeypatch.setattr(cudnn, "usable", lambda q: True)
-    monkeypatch.setattr(cudnn, "DOCUMENTS", 32 if kernel == "gpu" else 4)
+    monkeypatch.setattr(cudnn, "_DOCUMENTS", 4 if kernel == "gpu, too many" else 32)
     monkeypatch.setattr(fused_attention_stablehlo, "dot_product_attention", played)
   mesh = jax.make_mesh(shape, AXES, (jax.sharding.AxisType.Explicit,) * 5,
                        devices=jax.devices()[: int(np.prod(shape))])
@@ -65,7 +66,8 @@ def test_rows_on_every_layout(kernel, shape, want, monkeypatch):
     put = lambda x, spec: jax.device_put(x[:, order], jax.NamedSharding(mesh, spec))
     q, k, v, segment = inputs()
     args = [*(put(x, wide) for x in (q, k, v)), put(segment, RULES("batch", "seq"))]
-    rows = functools.partial(attention.rows, order_S=order, blocks=(128, 128))
+    rows = functools.partial(attention.rows, order_S=order, blocks=(128, 128),
+                             documents=32 if kernel == "gpu" else 0)
     (total, out), grads = jax.device_get(score(rows)(*args))
   back = np.argsort(order)
   np.testing.assert_allclose(total, want[0][0], rtol=1e-4)

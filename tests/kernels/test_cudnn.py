@@ -28,15 +28,23 @@ def played(q, k, v, *, q_seqlen, kv_seqlen, q_offsets, kv_offsets, scale, mask_t
   return jnp.where(in_BSM.any(2)[:, :, None, None], o, jnp.nan)
 
 
-def test_documents(monkeypatch):
-  monkeypatch.setattr(cudnn, "DOCUMENTS", 3)
+def test_documents():
   segment = jnp.asarray([[1, 1, 2, 0, 0], [1, 1, 1, 1, 1], [1, 2, 3, 4, 0]])
-  start, length, many = cudnn.documents(segment)
+  start, length, many = cudnn.documents(segment, 3)
   assert start.tolist() == [[0, 2, 3, -1], [0, -1, -1, -1], [0, 1, 2, -1]]
   assert length.tolist() == [[2, 1, 2], [5, -1, -1], [1, 1, 1]]
   assert many
-  assert not cudnn.documents(segment[:2])[2]
+  assert not cudnn.documents(segment[:2], 3)[2]
 
 
 def test_usable_on_no_cpu():
   assert not cudnn.usable(jnp.zeros((1, 8, 2, 128), jnp.bfloat16))
+
+
+def test_more_documents_than_promised_is_nan(mesh, monkeypatch):
+  monkeypatch.setattr(fused_attention_stablehlo, "dot_product_attention", played)
+  segment = jnp.asarray([[1, 1, 2, 3, 0, 0]])
+  q = jnp.ones((1, 6, 2, 8))
+  kept = [bool(jnp.isfinite(cudnn.attend(None, segment, q, q, q, most=most)).all())
+          for most in (2, 3)]
+  assert kept == [False, True]
