@@ -3,8 +3,8 @@
 quickstart: the quickstart's step against its twin in PyTorch, in turns. Minutes on two cores.
 sweep: MFU of a small model by mix, length of rows and length of documents, as curves, on whatever
 there is. A quarter of an hour on two cores.
-gpu: `omni_1b` at 4,096 packed positions in bfloat16 against its twin, on one H100 or H200. Never
-run: no GPU was at hand. `small` is the same command at a size for two cores.
+gpu: `omni_1b` at 4,096 packed positions in bfloat16 on one H200, against its twin and alone. Ten
+minutes, three of them PyTorch's compiler. `small` is the pair at a size for two cores.
 
 Each run of `omnijax bench step` leaves its figures in experiments/results/bench/NAME.json, with the
 command, the commit and the versions.
@@ -31,8 +31,8 @@ _TINY = ("omni_mini.py --mesh.fsdp 1 --tokenizers.text-size 1024 --tokenizers.im
 _ROWS = "--data.rows {} --data.positions {} --data.frames {}"
 # Of equal positions a step; frames for the largest share of speech.
 _SHAPES = {256: (16, 128), 512: (8, 256), 1024: (4, 512), 2048: (2, 1024)}
-_GPU = ("omni_1b.py --against torch --mesh.fsdp 1 --data.positions 4096 --data.frames 640 "
-        "--document 1024 --steps 5")
+_GPU = ("omni_1b.py --mesh.fsdp 1 --data.positions 4096 --data.frames 640 --data.documents 15 "
+        "--model.attention-documents 15 --document 1024 --steps 5 {}").format
 
 
 def _tiny(positions: int, more: str) -> str:
@@ -52,13 +52,19 @@ SWEEP = {
 PARTS = {
   "quickstart": {"quickstart": "quickstart.py --against torch"},
   "sweep": SWEEP,
-  # Both sides' states lie in the GPU's memory together: 25 GB each.
-  "gpu": {"omni_1b": f"{_GPU} --data.rows 4"},
-  "small": {"omni_1b_small": f"{_GPU} --data.rows 1 --data.positions 512 --data.frames 80 "
-            "--document 128 --model.layers 2 --model.dim 256 --model.heads 4 --model.kv-heads 2 "
-            "--model.head-dim 64 --model.mlp 768 --model.depth-layers 1 --model.depth-dim 128 "
-            "--model.depth-heads 2 --model.depth-mlp 256 --tokenizers.text-size 1024 "
-            "--tokenizers.image-size 1024 --repeats 3"},
+  # All layers compiled as one: no copies of activations to and from stacks of them. Both sides of
+  # the pair lie in the GPU's memory together, 50 and 58 GiB.
+  "gpu": {
+    "omni_1b_h200_pair": _GPU("--model.unroll 20 --data.rows 4 --against torch"),
+    "omni_1b_h200": _GPU("--model.unroll 20 --data.rows 4"),
+    "omni_1b_h200_all_kept": _GPU("--model.unroll 20 --data.rows 4 --model.remat none"),
+    "omni_1b_h200_8_rows": _GPU("--model.unroll 20 --data.rows 8 --model.remat none"),
+  },
+  "small": {"omni_1b_small": _GPU("--against torch") + " --data.rows 1 --data.positions 512 "
+            "--data.frames 80 --document 128 --model.layers 2 --model.dim 256 --model.heads 4 "
+            "--model.kv-heads 2 --model.head-dim 64 --model.mlp 768 --model.depth-layers 1 "
+            "--model.depth-dim 128 --model.depth-heads 2 --model.depth-mlp 256 "
+            "--tokenizers.text-size 1024 --tokenizers.image-size 1024 --repeats 3"},
 }
 
 

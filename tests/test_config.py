@@ -61,6 +61,8 @@ def test_unknown_fields_are_named_with_their_path():
   ("data", {"weights": (1.0, 2.0)}, "2 entries for 1 sources"),
   ("data", {"frames": 65}, "frames is 65.*positions 64"),
   ("data", {"depth_frames": 25}, "depth_frames is 25.*frames 24"),
+  ("data", {"documents": -1}, "'documents': -1.*may be below 0"),
+  ("model", {"attention_documents": 8}, "documents is 8 and Data.documents any.*8 or less"),
   ("data", {"caption_dropout": 1.0}, "caption_dropout is 1.0"),
   ("data", {"listen_dropout": -0.1}, "listen_dropout is -0.1"),
   ("data", {"workers": -1}, "may be below 0"),

@@ -52,7 +52,7 @@ def run(settings: config_lib.Run, *, against: str | None, repeats: int, steps: i
     if importlib.util.find_spec("torch") is None:
       raise ModuleNotFoundError("No module named 'torch'", name="torch")
     # Of an accelerator's memory, which XLA would take for itself.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
   document = document or max(settings.data.positions // 4, 8)
   vocab = load.planned_vocab(settings.tokenizers)
   batch = batch_lib.make(settings.data, vocab, mix=mix, document=document)

@@ -38,8 +38,7 @@ class Side:
     begun = time.perf_counter()
     self._attention, attend, self._mask = self._choose(run, vocab)
     twin = twin_lib.Twin(run.model, vocab, run.loss, attend)
-    mode = "max-autotune-no-cudagraphs" if self._cuda else None
-    self._loss: Any = torch.compile(twin.loss, mode=mode)
+    self._loss: Any = torch.compile(twin.loss)
     self._losses = [self._once(), self._once()]
     self._wait()
     self._compile_s = time.perf_counter() - begun

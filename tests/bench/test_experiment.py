@@ -24,4 +24,4 @@ def test_a_command_can_be_run(name):
   assert shares["padding"] < 0.1
   for kind, share in zip(("text", "image", "audio"), args.mix, strict=True):
     assert shares[kind] == pytest.approx(share / sum(args.mix), abs=0.1)
-  assert name in ("quickstart", "omni_1b", "omni_1b_small") or made["main"].size == 4096
+  assert name.startswith(("quickstart", "omni_1b")) or made["main"].size == 4096

@@ -78,17 +78,19 @@ def test_mixture_of_weights_with_a_long_period_is_as_close_as_it_can_be():
 
 @settings(max_examples=100, deadline=None)
 @given(docs=st.lists(st.tuples(st.integers(1, 30), st.integers(0, 30)), min_size=0, max_size=60),
-       frames=st.integers(1, 30))
-def test_pack_holds_both_budgets(docs, frames):
+       frames=st.integers(1, 30), most=st.integers(0, 5))
+def test_pack_holds_all_budgets(docs, frames, most):
   positions_N = np.array([p for p, _ in docs], np.int64)
   frames_N = np.array([min(f, p, frames) for p, f in docs], np.int64)
-  row_N, rows = pack(positions_N, frames_N, 30, frames)
+  row_N, rows = pack(positions_N, frames_N, 30, frames, most)
+  if most:
+    assert not len(row_N) or np.bincount(row_N).max() <= most
   assert sorted(set(row_N.tolist())) == list(range(rows))
   used = np.bincount(row_N, positions_N, rows), np.bincount(row_N, frames_N, rows)
   assert (used[0] <= 30).all() and (used[1] <= frames).all()
   # Any rule that opens a row only when the document fits no other needs no more than this.
-  assert rows <= 2 * (positions_N.sum() / 30 + frames_N.sum() / frames) + 1
-  if not frames_N.any() and rows > 1:  # no row was opened while another had room
+  assert most or rows <= 2 * (positions_N.sum() / 30 + frames_N.sum() / frames) + 1
+  if not most and not frames_N.any() and rows > 1:  # no row was opened while another had room
     assert np.sort(used[0])[:2].sum() > 30
 
 
@@ -98,6 +100,15 @@ def test_pack_fills_rows():
   frames = np.where(rng.random(8192) < 0.2, positions - 40, 0)
   _, rows = pack(positions, frames, 2048, 1024)
   assert positions.sum() / (rows * 2048) > 0.985
+
+
+def test_pack_of_few_documents_a_row_keeps_rows_full_where_it_can():
+  rng = np.random.default_rng(0)
+  positions = rng.integers(50, 800, 8192)
+  frames = np.where(rng.random(8192) < 0.2, positions - 40, 0)
+  row, rows = pack(positions, frames, 2048, 1024, 8)
+  assert np.bincount(row).max() <= 8
+  assert positions.sum() / (rows * 2048) > 0.95
 
 
 @pytest.mark.parametrize("frames", [128, 256, 511])

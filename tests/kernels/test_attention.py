@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from jax._src.cudnn import fused_attention_stablehlo
 
 from omnijax.kernels import attention, compiler, cudnn
