@@ -32,7 +32,7 @@ _ROWS = "--data.rows {} --data.positions {} --data.frames {}"
 # Of equal positions a step; frames for the largest share of speech.
 _SHAPES = {256: (16, 128), 512: (8, 256), 1024: (4, 512), 2048: (2, 1024)}
 _GPU = ("omni_1b.py --mesh.fsdp 1 --data.positions 4096 --data.frames 640 --data.documents 15 "
-        "--model.attention-documents 15 --document 1024 --steps 5 {}").format
+        "--model.attention-documents 15 --document 1024 --steps 5")
 
 
 def _tiny(positions: int, more: str) -> str:
@@ -55,12 +55,12 @@ PARTS = {
   # All layers compiled as one: no copies of activations to and from stacks of them. Both sides of
   # the pair lie in the GPU's memory together, 50 and 58 GiB.
   "gpu": {
-    "omni_1b_h200_pair": _GPU("--model.unroll 20 --data.rows 4 --against torch"),
-    "omni_1b_h200": _GPU("--model.unroll 20 --data.rows 4"),
-    "omni_1b_h200_all_kept": _GPU("--model.unroll 20 --data.rows 4 --model.remat none"),
-    "omni_1b_h200_8_rows": _GPU("--model.unroll 20 --data.rows 8 --model.remat none"),
+    "omni_1b_h200_pair": f"{_GPU} --model.unroll 20 --data.rows 4 --against torch",
+    "omni_1b_h200": f"{_GPU} --model.unroll 20 --data.rows 4",
+    "omni_1b_h200_all_kept": f"{_GPU} --model.unroll 20 --data.rows 4 --model.remat none",
+    "omni_1b_h200_8_rows": f"{_GPU} --model.unroll 20 --data.rows 8 --model.remat none",
   },
-  "small": {"omni_1b_small": _GPU("--against torch") + " --data.rows 1 --data.positions 512 "
+  "small": {"omni_1b_small": f"{_GPU} --against torch --data.rows 1 --data.positions 512 "
             "--data.frames 80 --document 128 --model.layers 2 --model.dim 256 --model.heads 4 "
             "--model.kv-heads 2 --model.head-dim 64 --model.mlp 768 --model.depth-layers 1 "
             "--model.depth-dim 128 --model.depth-heads 2 --model.depth-mlp 256 "

@@ -21,8 +21,7 @@ SAVED = "dot_product_attention_fwd_wrapper"  # the primitive whose outputs the b
 def usable(q: jax.Array) -> bool:
   """Whether cuDNN can do it here: 16 bits, heads of a multiple of 8, on Hopper or later."""
   version = getattr(jax.devices()[0], "compute_capability", "0.0")
-  capable = float(version) >= 9
-  return capable and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0
+  return float(version) >= 9 and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0
 
 
 def attend(plain: Attend, segment_BS: jax.Array, q_BSNH: jax.Array, k_BSKH: jax.Array,
@@ -38,11 +37,11 @@ def attend(plain: Attend, segment_BS: jax.Array, q_BSNH: jax.Array, k_BSKH: jax.
     most: documents of a row, beside padding; of rows that have more all is NaN. 0 is any number:
       then some other way is taken for them, and asking which costs time.
   """
+  table = documents(segment_BS, (most or _DOCUMENTS) + 1)
   if most:
-    table = documents(segment_BS, most + 1)
     return _kernel(table, q_BSNH * jnp.where(table.more, jnp.nan, 1).astype(q_BSNH.dtype), k_BSKH,
                    v_BSKH)
-  return _attend(plain, segment_BS, documents(segment_BS, _DOCUMENTS), q_BSNH, k_BSKH, v_BSKH)
+  return _attend(plain, segment_BS, table, q_BSNH, k_BSKH, v_BSKH)
 
 
 class Documents(NamedTuple):

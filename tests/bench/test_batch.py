@@ -33,6 +33,12 @@ def test_documents_are_as_long_as_asked(document):
   assert 0.6 * document < (b["segment"] > 0).sum() / documents < 1.6 * document
 
 
+def test_rows_keep_to_a_limit_of_documents():
+  data = dataclasses.replace(DATA, documents=4)
+  b = batch.make(data, tiny.VOCAB, mix=(60, 25, 15), document=32)
+  assert b["segment"].max() == 4 < made(32)["segment"].max()
+
+
 def test_every_frame_has_its_position():
   b = made()
   row, frame = np.nonzero(b["frame_at"] < 256)

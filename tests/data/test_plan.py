@@ -144,6 +144,12 @@ def test_every_document_once_in_an_epoch_and_within_budget():
   np.testing.assert_allclose(len(seen[0]) / len(seen[1]), 3, atol=0.25)
 
 
+def test_no_row_has_more_documents_than_asked_for():
+  plans = [Plan([source(100)], config_data(documents=n), names="a", seed=3) for n in (0, 2)]
+  most = [max(map(len, rows_of(plan, 40))) for plan in plans]
+  assert most[0] > 2 == most[1]
+
+
 @pytest.mark.parametrize("once", [False, True])
 def test_windows_of_an_epoch_hold_every_document_once(once):
   sources = [source(96), source(32, 1)]

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from jax._src.cudnn import fused_attention_stablehlo
 
 from omnijax import checkpoint, config, experiment, sharding
-from omnijax.kernels import attention
+from omnijax.kernels import attention, compiler, cudnn
 from omnijax.train import state as state_lib
 
 LAYERS = 3  # no other dim is
@@ -21,9 +22,9 @@ SHAPES = {"input": (B, S, D), "query": (B, S, N, H), "key": (B, S, K, H), "value
           "attention": (B, S, N, H), "attended": (B, S, D), "gate": (B, S, F), "up": (B, S, F)}
 
 
-def setup(model, seed=0):
+def setup(model, seed=0, **others):
   """A model, a score of its trunk on some batch, and that batch's part of the arguments."""
-  run = tiny.run(model={"layers": LAYERS, **model})
+  run = tiny.run(model={"layers": LAYERS, **model}, **others)
   batch = sharding.place(tiny.batch(seed))
 
   def score(model, x_BSD):
@@ -136,3 +137,23 @@ def test_policies_are_set_on_the_command_line():
                                          "--model.offloaded", "gate"], "omnijax train")
   assert run.model.saved == ("query", "up") and run.model.offloaded == ("gate",)
   assert config.from_json(config.to_json(run)) == run
+
+
+@pytest.mark.parametrize("room", [0, 7])
+@pytest.mark.parametrize("remat, times", [("minimal", 1), ("full", 2)])
+def test_cudnn_goes_forward_again_only_where_its_outputs_are_not_kept(room, remat, times, mesh,
+                                                                      monkeypatch):
+  monkeypatch.setattr(compiler, "platform", lambda: "gpu")
+  monkeypatch.setattr(cudnn, "usable", lambda q: True)
+  asked = []
+  attend = cudnn.attend
+  monkeypatch.setattr(cudnn, "attend", lambda *args, most: asked.append(most) or attend(
+    *args, most=most))
+  monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91_500)
+  monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda wanted: True)
+  run, score, x_BSD = setup({"remat": remat, "dtype": "bfloat16", "attention_documents": room},
+                            data={"documents": room})
+  model = state_lib.abstract(run, tiny.VOCAB).model
+  traced = str(jax.make_jaxpr(score)(model, x_BSD.astype(jnp.bfloat16)))
+  assert traced.count(f"{cudnn.SAVED}[") == times
+  assert set(asked) == {room}
