@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from omnijax.kernels import compiler
 from omnijax.kernels.embedding import reduce_scatter
 from omnijax.sharding import axes_of
 
@@ -91,12 +92,13 @@ def _run(chunk, with_grads, hidden_BSD, w_DV, labels_BS, weight_BS, z_weight_BS)
     def body(dw_DV, part):
       hidden_CD, labels_C, weight_C, z_weight_C = part
       logits_CV = jnp.einsum("cd,dv->cv", hidden_CD, whole_DV, preferred_element_type=jnp.float32)
-      top_C = _over(jax.lax.pmax, jax.lax.stop_gradient(logits_CV.max(1)), vocab)
-      log_z_C = top_C + jnp.log(_over(jax.lax.psum, jnp.exp(logits_CV - top_C[:, None]).sum(1),
-                                      vocab))
       # Compared with an iota: a gather from a shard of the vocabulary would need bounds anyway.
       hit_CV = labels_C[:, None] - first == jnp.arange(logits_CV.shape[1])[None]
-      score_C = _over(jax.lax.psum, jnp.where(hit_CV, logits_CV, 0.0).sum(1), vocab)
+      sums = _in_one_pass if compiler.platform() == "gpu" else _in_passes
+      own_C, mass_C, score_C = sums(logits_CV, jnp.where(hit_CV, logits_CV, 0.0))
+      top_C = _over(jax.lax.pmax, own_C, vocab)
+      log_z_C = top_C + jnp.log(_over(jax.lax.psum, mass_C * jnp.exp(own_C - top_C), vocab))
+      score_C = _over(jax.lax.psum, score_C, vocab)
       out = (log_z_C - score_C, log_z_C)
       if not with_grads:
         return dw_DV, (out, None)
@@ -127,6 +129,24 @@ def _run(chunk, with_grads, hidden_BSD, w_DV, labels_BS, weight_BS, z_weight_BS)
     return out, (join(dhidden_NCD, D), dw_DV)
 
   return local(hidden_BSD, w_DV, labels_BS, weight_BS, z_weight_BS)
+
+
+def _in_passes(logits_CV, score_CV):
+  """Of each row: the largest logit, the sum of exp(logit - largest), and the sum of scores."""
+  top_C = logits_CV.max(1)
+  return top_C, jnp.exp(logits_CV - top_C[:, None]).sum(1), score_CV.sum(1)
+
+
+def _in_one_pass(logits_CV, score_CV):
+  """The same, reading the logits once (Milakov and Gimelshein, 2018); for a CPU this is slower."""
+  def join(a, b):
+    (top_a, mass_a, score_a), (top_b, mass_b, score_b) = a, b
+    less = jnp.exp(-jnp.abs(top_a - top_b))
+    mass = jnp.where(top_a > top_b, mass_a + mass_b * less, mass_a * less + mass_b)
+    return jnp.maximum(top_a, top_b), mass, score_a + score_b
+
+  start = tuple(map(jnp.float32, (jnp.finfo(jnp.float32).min, 0, 0)))
+  return jax.lax.reduce((logits_CV, jnp.ones_like(logits_CV), score_CV), start, join, (1,))
 
 
 def _over(reduce, x, axes):

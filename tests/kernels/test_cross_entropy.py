@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from omnijax.kernels import compiler
+from omnijax.kernels import cross_entropy as cross_entropy_lib
 from omnijax.kernels.cross_entropy import cross_entropy
 from omnijax.sharding import AXES
 
@@ -26,6 +28,7 @@ def inputs(seed=0):
           0.1 * weight)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize("shape,batch,seq,embed,vocab", [
   ((1, 1, 1, 1, 1), None, None, None, None),
   ((2, 2, 1, 1, 2), ("data", "fsdp"), None, "fsdp", "tensor"),
@@ -33,7 +36,9 @@ def inputs(seed=0):
   ((1, 1, 2, 1, 4), None, "context", None, "tensor"),
 ])
 @pytest.mark.parametrize("chunk", [1, 5, 100])
-def test_equals_a_plain_statement_on_every_mesh(shape, batch, seq, embed, vocab, chunk):
+def test_equals_a_plain_statement_on_every_mesh(shape, batch, seq, embed, vocab, chunk, platform,
+                                                monkeypatch):
+  monkeypatch.setattr(compiler, "platform", lambda: platform)
   hidden, w, labels, weight, z_weight = inputs()
   devices = jax.devices()[: int(np.prod(shape))]
   mesh = jax.make_mesh(shape, AXES, (jax.sharding.AxisType.Explicit,) * 5, devices=devices)
@@ -54,6 +59,26 @@ def test_equals_a_plain_statement_on_every_mesh(shape, batch, seq, embed, vocab,
     assert [x.sharding.spec for x in got[1]] == [x.sharding.spec for x in args[:2]]
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), got, want)
   np.testing.assert_allclose(bare.total * 3, want[0][0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("spread", [1e-3, 10, 3000])
+def test_one_pass_gives_what_several_do(spread):
+  r = np.random.default_rng(1)
+  logits = np.float32(r.normal(size=(8, 500)) * spread)
+  score = np.where(np.arange(500) == 3, logits, 0)
+  whole = jax.jit(cross_entropy_lib._in_one_pass)(logits, score)
+  parts = jax.jit(cross_entropy_lib._in_passes)(logits, score)
+  np.testing.assert_array_equal(whole[0], parts[0])
+  np.testing.assert_allclose(whole[1], parts[1], rtol=1e-5)
+  np.testing.assert_allclose(whole[2], parts[2], rtol=1e-6)
+
+
+def test_one_pass_lets_nothing_that_is_not_finite_through():
+  for wrong in (np.nan, np.inf):
+    logits = np.zeros((1, 100), np.float32)
+    logits[0, 50] = wrong
+    top, mass, _ = jax.jit(cross_entropy_lib._in_one_pass)(logits, logits)
+    assert not np.isfinite(top + np.log(mass)), (wrong, top, mass)
 
 
 def test_takes_less_than_an_eighth_of_the_memory_of_all_logits(mesh):
