@@ -92,10 +92,8 @@ def _run(chunk, with_grads, hidden_BSD, w_DV, labels_BS, weight_BS, z_weight_BS)
     def body(dw_DV, part):
       hidden_CD, labels_C, weight_C, z_weight_C = part
       logits_CV = jnp.einsum("cd,dv->cv", hidden_CD, whole_DV, preferred_element_type=jnp.float32)
-      # Compared with an iota: a gather from a shard of the vocabulary would need bounds anyway.
-      hit_CV = labels_C[:, None] - first == jnp.arange(logits_CV.shape[1])[None]
       sums = _in_one_pass if compiler.platform() == "gpu" else _in_passes
-      own_C, mass_C, score_C = sums(logits_CV, jnp.where(hit_CV, logits_CV, 0.0))
+      own_C, mass_C, score_C = sums(logits_CV, labels_C - first)
       top_C = _over(jax.lax.pmax, own_C, vocab)
       log_z_C = top_C + jnp.log(_over(jax.lax.psum, mass_C * jnp.exp(own_C - top_C), vocab))
       score_C = _over(jax.lax.psum, score_C, vocab)
@@ -104,6 +102,7 @@ def _run(chunk, with_grads, hidden_BSD, w_DV, labels_BS, weight_BS, z_weight_BS)
         return dw_DV, (out, None)
       slope_C = weight_C + 2 * z_weight_C * log_z_C
       p_CV = jnp.exp(logits_CV - log_z_C[:, None])
+      hit_CV = _hits(labels_C - first, logits_CV)
       d_CV = (p_CV * slope_C[:, None] - jnp.where(hit_CV, weight_C[:, None], 0.0)).astype(dtype)
       dhidden_CD = _over(jax.lax.psum, jnp.einsum(
         "cv,dv->cd", d_CV, whole_DV, preferred_element_type=jnp.float32), vocab)
@@ -131,22 +130,30 @@ def _run(chunk, with_grads, hidden_BSD, w_DV, labels_BS, weight_BS, z_weight_BS)
   return local(hidden_BSD, w_DV, labels_BS, weight_BS, z_weight_BS)
 
 
-def _in_passes(logits_CV, score_CV):
-  """Of each row: the largest logit, the sum of exp(logit - largest), and the sum of scores."""
+def _hits(at_C, logits_CV):
+  """Where the label is, if it is in this shard of the vocabulary."""
+  return at_C[:, None] == jnp.arange(logits_CV.shape[1])[None]
+
+
+def _in_passes(logits_CV, at_C):
+  """Of each row: the largest logit, the sum of exp(logit - largest), and the label's or 0."""
   top_C = logits_CV.max(1)
-  return top_C, jnp.exp(logits_CV - top_C[:, None]).sum(1), score_CV.sum(1)
+  mass_C = jnp.exp(logits_CV - top_C[:, None]).sum(1)
+  return top_C, mass_C, jnp.where(_hits(at_C, logits_CV), logits_CV, 0.0).sum(1)
 
 
-def _in_one_pass(logits_CV, score_CV):
+def _in_one_pass(logits_CV, at_C):
   """The same, reading the logits once (Milakov and Gimelshein, 2018); for a CPU this is slower."""
   def join(a, b):
-    (top_a, mass_a, score_a), (top_b, mass_b, score_b) = a, b
+    (top_a, mass_a), (top_b, mass_b) = a, b
     less = jnp.exp(-jnp.abs(top_a - top_b))
     mass = jnp.where(top_a > top_b, mass_a + mass_b * less, mass_a * less + mass_b)
-    return jnp.maximum(top_a, top_b), mass, score_a + score_b
+    return jnp.maximum(top_a, top_b), mass
 
-  start = tuple(map(jnp.float32, (jnp.finfo(jnp.float32).min, 0, 0)))
-  return jax.lax.reduce((logits_CV, jnp.ones_like(logits_CV), score_CV), start, join, (1,))
+  start = jnp.float32(jnp.finfo(jnp.float32).min), jnp.float32(0)
+  top_C, mass_C = jax.lax.reduce((logits_CV, jnp.ones_like(logits_CV)), start, join, (1,))
+  score_C = jnp.take_along_axis(logits_CV, at_C[:, None], 1, mode="fill", fill_value=0)[:, 0]
+  return top_C, mass_C, jnp.where(at_C < 0, 0.0, score_C)
 
 
 def _over(reduce, x, axes):

@@ -104,7 +104,8 @@ class Depth(nnx.Module):
   def __init__(self, cfg: config_lib.Model, vocab: vocab_lib.Vocab, rules: Rules, *,
                rngs: nnx.Rngs):
     Q, C, D, E = vocab.codebooks, vocab.audio, cfg.dim, cfg.depth_dim
-    self.rules, self.eps, self.no_code, self.remat = rules, cfg.norm_eps, vocab.no_code, cfg.remat
+    self.rules, self.eps, self.no_code = rules, cfg.norm_eps, vocab.no_code
+    self.remat, self.unroll = cfg.remat, cfg.unroll
     self.w_in_QDE = param(rngs, (Q, D, E), (None, "embed", None), rules, std=D**-0.5)
     self.w_main_DE = param(rngs, (D, E), ("embed", None), rules, std=1.0)
     self.code_QCE = param(rngs, (Q, C + 1, E), (None, None, "embed"), rules, std=1.0)
@@ -130,7 +131,7 @@ class Depth(nnx.Module):
     body = lambda x, block: (block(x), None)
     if self.remat != "none":
       body = jax.checkpoint(body)
-    x_QLE, _ = jax.lax.scan(body, x_QLE, self.blocks)
+    x_QLE, _ = jax.lax.scan(body, x_QLE, self.blocks, unroll=self.unroll)
     x_QLE = rms_norm(x_QLE, self.gain_QE[...][:, None], self.eps).astype(jnp.float32)
     return _by_codebook(x_QLE, self.w_out_QEC[...])
 

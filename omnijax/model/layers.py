@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from omnijax.kernels import compiler
 from omnijax.sharding import Rules
 
 
@@ -115,6 +116,8 @@ def _down_backward(out: jax.P, args: tuple[jax.Array, ...], slope_BSD: jax.Array
   gate_BSF, up_BSF, w_FD = args
   h_BSF, gated = jax.vjp(_gated, gate_BSF, up_BSF)
   dh_BSF, = jax.vjp(lambda h_BSF: dense(h_BSF, w_FD, out=out), h_BSF)[1](slope_BSD)
+  if compiler.platform() != "tpu":  # a TPU does what follows while it writes dh
+    dh_BSF = jax.lax.optimization_barrier(dh_BSF)
   h_BSF, dgate_BSF, dup_BSF = jax.lax.optimization_barrier((h_BSF, *gated(dh_BSF)))
   dw_FD, = jax.vjp(lambda w_FD: dense(h_BSF, w_FD, out=out), w_FD)[1](slope_BSD)
   return dgate_BSF, dup_BSF, dw_FD
