@@ -41,7 +41,7 @@ class Attention(nnx.Module):
   def __init__(self, cfg: config_lib.Model, rules: Rules, *, out_std: float, rngs: nnx.Rngs):
     D, N, K, H = cfg.dim, cfg.heads, cfg.kv_heads, cfg.head_dim
     self.rules, self.eps, self.blocks = rules, cfg.norm_eps, cfg.attention_blocks
-    self.documents = cfg.attention_documents
+    self.documents, self.kind = cfg.attention_documents, cfg.matmuls
     self.w_q_DNH = param(rngs, (D, N, H), ("embed", "heads", None), rules, std=D**-0.5)
     self.w_k_DKH = param(rngs, (D, K, H), ("embed", "kv_heads", None), rules, std=D**-0.5)
     self.w_v_DKH = param(rngs, (D, K, H), ("embed", "kv_heads", None), rules, std=D**-0.5)
@@ -54,8 +54,9 @@ class Attention(nnx.Module):
                cache: Cache | None) -> tuple[jax.Array, Cache | None]:
     """Attends within the row, or to a cache and the new positions, whose keys and values it gives.
     """
-    q_BTNH, k_BTKH, v_BTKH = (checkpoint_name(dense(x_BTD, w[...]), name) for w, name in (
-      (self.w_q_DNH, "query"), (self.w_k_DKH, "key"), (self.w_v_DKH, "value")))
+    q_BTNH, k_BTKH, v_BTKH = (
+      checkpoint_name(dense(x_BTD, w[...], kind=self.kind), name) for w, name in (
+        (self.w_q_DNH, "query"), (self.w_k_DKH, "key"), (self.w_v_DKH, "value")))
     q_BTNH = rms_norm(q_BTNH, self.q_gain_H[...], self.eps)
     k_BTKH = rms_norm(k_BTKH, self.k_gain_H[...], self.eps)
     q_BTNH = rope.rotate(q_BTNH, ctx.cos_BT1H, ctx.sin_BT1H)
@@ -68,5 +69,6 @@ class Attention(nnx.Module):
       assert ctx.length_B is not None
       o_BTNH = kernels.cached(q_BTNH, *cache, k_BTKH, v_BTKH, length_B=ctx.length_B)
       cache = Cache(k_BTKH, v_BTKH)
-    out_BTD = dense(o_BTNH, self.w_o_NHD[...], inputs=2, out=self.rules("act_embed"))
+    out_BTD = dense(o_BTNH, self.w_o_NHD[...], inputs=2, out=self.rules("act_embed"),
+                    kind=self.kind)
     return checkpoint_name(out_BTD, "attended"), cache

@@ -5,14 +5,15 @@ B batch  S positions  D embed  F mlp
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from omnijax.kernels import compiler
+from omnijax import config as config_lib
+from omnijax.kernels import compiler, quantized
 from omnijax.sharding import Rules
 
 
@@ -50,8 +51,9 @@ def unflatten(y: jax.Array, like: jax.Array) -> jax.Array:
   return jax.lax.reshape(y, (*like.shape[:2], *y.shape[1:]), out_sharding=spec)
 
 
-def dense(x: jax.Array, w: jax.Array, *, inputs: int = 1, out: jax.P | None = None) -> jax.Array:
-  """Contracts the last `inputs` dims of x with the first of w, in the type of x.
+def dense(x: jax.Array, w: jax.Array, *, inputs: int = 1, out: jax.P | None = None,
+          kind: str = "dtype") -> jax.Array:
+  """Contracts the last `inputs` dims of x with the first of w.
 
   Works on two plain matrices where it can: with a batch and a sequence dim of its own, the
   gradient of a weight makes XLA's CPU backend transpose whole activations, which doubles a layer's
@@ -62,52 +64,60 @@ def dense(x: jax.Array, w: jax.Array, *, inputs: int = 1, out: jax.P | None = No
     w: [inputs..., outputs...].
     out: partition of the outputs as one dim; needed where the inputs are sharded, since a sum over
       them could end up in several places.
+    kind: of the numbers that are multiplied, see `config.Model.matmuls`.
 
   Returns:
-    [B, S, outputs...].
+    [B, S, outputs...] in the type of x.
   """
   outputs = w.shape[inputs:]
   size = math.prod(w.shape[:inputs])
   batch, seq, *_ = jax.typeof(x).sharding.spec
   # One group of dims at a time: the type of a sharded array follows no other reshape.
   w_IO = w.reshape(size, *outputs).reshape(size, -1).astype(x.dtype)
+  matmul = _matmul if kind == "dtype" else functools.partial(quantized.product, kind)
   if seq:
     x_BSI = x.reshape(*x.shape[:2], size)
-    y_BSO = jnp.einsum("bsi,io->bso", x_BSI, w_IO,
-                       out_sharding=None if out is None else jax.P(batch, seq, *out))
+    y_BSO = matmul(out and jax.P(batch, seq, *out), x_BSI, w_IO)
     return y_BSO.reshape(*x.shape[:2], *outputs)
   x_MI = x.reshape(-1, *w.shape[:inputs]).reshape(-1, size)
-  y_MO = jnp.einsum("mi,io->mo", x_MI, w_IO,
-                    out_sharding=None if out is None else jax.P(batch, *out))
+  y_MO = matmul(out and jax.P(batch, *out), x_MI, w_IO)
   return unflatten(y_MO.reshape(-1, *outputs), x)
+
+
+def _matmul(out: jax.P | None, x: jax.Array, w_IO: jax.Array) -> jax.Array:
+  return jnp.einsum("...i,io->...o", x, w_IO, out_sharding=out)
 
 
 class Mlp(nnx.Module):
   """SwiGLU (Shazeer, 2020): down(silu(gate(x)) * up(x))."""
 
-  def __init__(self, dim: int, mlp: int, rules: Rules, *, out_std: float, rngs: nnx.Rngs):
-    self.rules = rules
-    std = dim**-0.5
-    self.w_gate_DF = param(rngs, (dim, mlp), ("embed", "mlp"), rules, std=std)
-    self.w_up_DF = param(rngs, (dim, mlp), ("embed", "mlp"), rules, std=std)
-    self.w_down_FD = param(rngs, (mlp, dim), ("mlp", "embed"), rules, std=out_std * mlp**-0.5)
+  def __init__(self, cfg: config_lib.Model, rules: Rules, *, out_std: float, rngs: nnx.Rngs):
+    D, F, std = cfg.dim, cfg.mlp, cfg.dim**-0.5
+    self.rules, self.kind = rules, cfg.matmuls
+    self.w_gate_DF = param(rngs, (D, F), ("embed", "mlp"), rules, std=std)
+    self.w_up_DF = param(rngs, (D, F), ("embed", "mlp"), rules, std=std)
+    self.w_down_FD = param(rngs, (F, D), ("mlp", "embed"), rules, std=out_std * F**-0.5)
 
   def __call__(self, x_BSD: jax.Array) -> jax.Array:
-    gate_BSF = checkpoint_name(dense(x_BSD, self.w_gate_DF[...]), "gate")
-    up_BSF = checkpoint_name(dense(x_BSD, self.w_up_DF[...]), "up")
-    return _down(self.rules("act_embed"), gate_BSF, up_BSF, self.w_down_FD[...])
+    gate_BSF, up_BSF = (checkpoint_name(dense(x_BSD, w[...], kind=self.kind), name)
+                        for w, name in ((self.w_gate_DF, "gate"), (self.w_up_DF, "up")))
+    down = functools.partial(dense, out=self.rules("act_embed"), kind=self.kind)
+    return _down(down, gate_BSF, up_BSF, self.w_down_FD[...])
+
+
+Product = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _down(out: jax.P, gate_BSF: jax.Array, up_BSF: jax.Array, w_FD: jax.Array) -> jax.Array:
-  return dense(_gated(gate_BSF, up_BSF), w_FD, out=out)
+def _down(down: Product, gate_BSF: jax.Array, up_BSF: jax.Array, w_FD: jax.Array) -> jax.Array:
+  return down(_gated(gate_BSF, up_BSF), w_FD)
 
 
-def _down_forward(out: jax.P, *args: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-  return _down(out, *args), args
+def _down_forward(down: Product, *args: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+  return _down(down, *args), args
 
 
-def _down_backward(out: jax.P, args: tuple[jax.Array, ...], slope_BSD: jax.Array
+def _down_backward(down: Product, args: tuple[jax.Array, ...], slope_BSD: jax.Array
                    ) -> tuple[jax.Array, ...]:
   """Makes what the products of the gradient need in one pass over gate and up.
 
@@ -115,11 +125,11 @@ def _down_backward(out: jax.P, args: tuple[jax.Array, ...], slope_BSD: jax.Array
   """
   gate_BSF, up_BSF, w_FD = args
   h_BSF, gated = jax.vjp(_gated, gate_BSF, up_BSF)
-  dh_BSF, = jax.vjp(lambda h_BSF: dense(h_BSF, w_FD, out=out), h_BSF)[1](slope_BSD)
+  dh_BSF, = jax.vjp(lambda h_BSF: down(h_BSF, w_FD), h_BSF)[1](slope_BSD)
   if compiler.platform() != "tpu":  # a TPU does what follows while it writes dh
     dh_BSF = jax.lax.optimization_barrier(dh_BSF)
   h_BSF, dgate_BSF, dup_BSF = jax.lax.optimization_barrier((h_BSF, *gated(dh_BSF)))
-  dw_FD, = jax.vjp(lambda w_FD: dense(h_BSF, w_FD, out=out), w_FD)[1](slope_BSD)
+  dw_FD, = jax.vjp(lambda w_FD: down(h_BSF, w_FD), w_FD)[1](slope_BSD)
   return dgate_BSF, dup_BSF, dw_FD
 
 

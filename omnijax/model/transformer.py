@@ -53,7 +53,7 @@ class Block(nnx.Module):
     self.attn = Attention(cfg, rules, out_std=out_std, rngs=rngs)
     self.mlp_gain_D = scale(cfg.dim, rules)
     self.moe = Moe(cfg, rules, out_std=out_std, rngs=rngs) if cfg.experts else None
-    self.mlp = None if cfg.experts else Mlp(cfg.dim, cfg.mlp, rules, out_std=out_std, rngs=rngs)
+    self.mlp = None if cfg.experts else Mlp(cfg, rules, out_std=out_std, rngs=rngs)
 
   def __call__(self, x_BTD: jax.Array, ctx: Context, cache: Cache | None
                ) -> tuple[jax.Array, Cache | None, jax.Array]:

@@ -37,6 +37,7 @@ class Chip:
   network_rate: float = math.inf  # bytes/s of a chip to other slices
   host_rate: float = math.inf  # bytes/s of a chip to or from its host's memory
   clock: float = math.inf  # Hz
+  twice: str = ""  # XLA's name of a type whose products are twice as fast
   # Attention's kernel: its share of peak, as published step times of MaxText suggest.
   attention: float = 1.0
 
@@ -48,14 +49,15 @@ class Chip:
 _NETWORK = 6.25e9
 CHIPS = {c.name: c for c in (
   Chip(name="v5e", flops=197e12, hbm=16 * 2**30, hbm_rate=819e9, link_rate=45e9, dims=2, ring=16,
-       network_rate=_NETWORK, host_rate=16e9, clock=1.5e9, attention=0.40),
+       network_rate=_NETWORK, host_rate=16e9, clock=1.5e9, twice="s8", attention=0.40),
   Chip(name="v5p", flops=459e12, hbm=95 * 2**30, hbm_rate=2765e9, link_rate=90e9, dims=3, ring=4,
-       network_rate=_NETWORK, host_rate=16e9, clock=1.75e9, attention=0.40),
+       network_rate=_NETWORK, host_rate=16e9, clock=1.75e9, twice="s8", attention=0.40),
   Chip(name="v6e", flops=918e12, hbm=32 * 2**30, hbm_rate=1640e9, link_rate=90e9, dims=2, ring=16,
-       network_rate=_NETWORK, host_rate=32e9, clock=1.75e9, attention=0.28),
+       network_rate=_NETWORK, host_rate=32e9, clock=1.75e9, twice="s8", attention=0.28),
   # A chip has two cores that share its links; attention as on v6e, whose matrix units are as wide.
   Chip(name="tpu7x", devices=2, flops=1153.5e12, hbm=96 * 2**30, hbm_rate=3690e9, link_rate=45e9,
-       dims=3, ring=4, network_rate=_NETWORK / 2, host_rate=16e9, clock=2.2e9, attention=0.28),
+       dims=3, ring=4, network_rate=_NETWORK / 2, host_rate=16e9, clock=2.2e9, twice="f8e4m3fn",
+       attention=0.28),
   Chip(name="h100", platform="cuda", hbm=81_559 * 2**20),
   Chip(name="h200", platform="cuda", hbm=143_771 * 2**20),
   Chip(name="cpu", platform="cpu"),

@@ -1,6 +1,6 @@
 """How long a scheduled HLO module takes on a chip: arithmetic, memory, and collectives on the wire.
 
-Each instruction takes the longest of its FLOPs at 90 % of peak, its bytes at 85 % of the memory's
+Each instruction takes the longest of its FLOPs at 90 % of its type's peak, its bytes at 85 % of the memory's
 rate, and 0.59 of the compiler's own estimated cycles (which price memory at half its rate). A
 collective that starts before other work and is waited for after it costs only the wait. The
 constants are of a study of MaxText's published step times, which they missed by 16 % at worst; what
@@ -260,10 +260,14 @@ class Estimator:
         return "experts", flops / (_RAGGED * self.chip.flops), flops
       if i.attribute("custom_call_target") in _FREE_CALLS:
         return "memory", 0.0, 0.0
-    flops = sum(hlo.matmul_flops(j, c) for j, c in self._inside(i, computation))
+    flops, least = 0.0, 0.0
+    for j, c in self._inside(i, computation):
+      if made := hlo.matmul_flops(j, c):
+        fast = 2 if c[j.operands[0]].outputs[0].kind == self.chip.twice else 1
+        flops, least = flops + made, least + made / (_MATMUL * self.chip.flops * fast)
     moved = self._bytes(i, computation) / (_MEMORY * self.chip.hbm_rate)
     cycles = _CYCLES * _cycles(i) / self.chip.clock
-    seconds = max(flops / (_MATMUL * self.chip.flops), moved, cycles)
+    seconds = max(least, moved, cycles)
     return "matmul" if flops else "memory", seconds, flops
 
   def _inside(self, i, computation) -> Iterator[tuple[hlo.Instruction, hlo.Computation]]:

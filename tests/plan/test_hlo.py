@@ -284,6 +284,24 @@ def test_copies_to_the_host_and_back_go_by_its_wire():
   assert out.seconds == pytest.approx(2 * work + one / 16e9)
 
 
+@pytest.mark.parametrize("chip,twice", [("v5p:2x2x1", "s8"), ("tpu7x:2x2x1", "f8e4m3fn")])
+@pytest.mark.parametrize("kind", ["bf16", "s8", "f8e4m3fn"])
+def test_products_of_8_bits_take_half_as_long_where_they_do(chip, twice, kind):
+  text = """\
+HloModule m
+ENTRY %main (a: KIND[4096,4096], b: KIND[4096,4096]) -> f32[4096,4096] {
+  %a = KIND[4096,4096]{1,0} parameter(0)
+  %b = KIND[4096,4096]{1,0} parameter(1)
+  ROOT %c = f32[4096,4096]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+"""
+  where = chips.parse(chip)
+  out = cost.Estimator(hlo.parse(text.replace("KIND", kind)), where).step()
+  assert out.flops == 2 * 4096**3
+  want = out.flops / (0.9 * where.chip.flops) / (2 if kind == twice else 1)
+  assert out.seconds == pytest.approx(want)
+
+
 def test_topologies_are_told_apart_and_bad_ones_refused():
   two = chips.parse("v5e:16x16", 4)
   assert (two.chips, two.chip.name, two.name) == (1024, "v5e", "v5e:16x16")

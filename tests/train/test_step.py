@@ -85,3 +85,13 @@ def test_first_moment_may_be_half_as_large(reference):
 def test_seed_decides_the_first_state():
   a, b = (train((1, 1, 1, 1, 1), steps=0, train={"seed": seed})[1] for seed in (0, 1))
   assert np.abs(a["model.head_DV"] - b["model.head_DV"]).max() > 0.1
+
+
+@pytest.mark.parametrize("kind,near", [("int8", 5e-3), ("fp8", 2e-2)])
+def test_products_of_8_bits_are_near_and_the_same_on_a_mesh(kind, near, reference):
+  changes = {"model": {"matmuls": kind, "remat": "minimal"}}
+  losses, _, compiled = train((1, 1, 1, 1, 1), **changes)
+  assert compiled == 1
+  assert 1e-6 < np.abs(losses - reference[0]).max() < near, losses - reference[0]
+  many, _, _ = train((1, 2, 2, 1, 2), **changes)
+  np.testing.assert_allclose(many, losses, atol=1e-3, rtol=0)
