@@ -15,6 +15,7 @@ import sys
 HERE = pathlib.Path(__file__).parent
 PLANS = {
   "omni_8b.v5p_4x4x4": "omni_8b.py --topology v5p:4x4x4",
+  "omni_8b.v5p_4x4x4_int8": "omni_8b.py --topology v5p:4x4x4 --model.matmuls int8",
   "omni_8b.v6e_16x16": "omni_8b.py --topology v6e:16x16 --mesh.fsdp 256 --data.rows 256",
   "omni_8b.v5e_16x16_4_slices": "omni_8b.py --topology v5e:16x16 --slices 4 --mesh.data 4 "
                                 "--mesh.fsdp 256 --data.rows 1024 --model.remat full",
