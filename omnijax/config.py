@@ -25,6 +25,14 @@ def _positive(owner: object, *names: str) -> None:
       raise ValueError(f"{type(owner).__name__}.{name} is {value}; it must be greater than 0.")
 
 
+def _one_of_its_choices(owner: object) -> None:
+  for name, hint in typing.get_type_hints(type(owner)).items():
+    value = getattr(owner, name)
+    if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
+      raise ValueError(f"{type(owner).__name__}.{name} is {value!r}; wanted one of "
+                       f"{', '.join(map(repr, typing.get_args(hint)))}.")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
   """The Transformer over positions (trunk) and the depth transformer over codebooks."""
@@ -300,6 +308,8 @@ class Run:
   eval: Eval = Eval()
 
   def __post_init__(self) -> None:
+    for field in dataclasses.fields(self):
+      _one_of_its_choices(getattr(self, field.name))
     if self.data.rows % self.optim.accumulate:
       raise ValueError(f"Data.rows {self.data.rows} is not a multiple of Optim.accumulate "
                        f"{self.optim.accumulate}; change one of them.")

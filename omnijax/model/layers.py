@@ -77,10 +77,10 @@ def dense(x: jax.Array, w: jax.Array, *, inputs: int = 1, out: jax.P | None = No
   matmul = _matmul if kind == "dtype" else functools.partial(quantized.product, kind)
   if seq:
     x_BSI = x.reshape(*x.shape[:2], size)
-    y_BSO = matmul(out and jax.P(batch, seq, *out), x_BSI, w_IO)
+    y_BSO = matmul(None if out is None else jax.P(batch, seq, *out), x_BSI, w_IO)
     return y_BSO.reshape(*x.shape[:2], *outputs)
   x_MI = x.reshape(-1, *w.shape[:inputs]).reshape(-1, size)
-  y_MO = matmul(out and jax.P(batch, *out), x_MI, w_IO)
+  y_MO = matmul(None if out is None else jax.P(batch, *out), x_MI, w_IO)
   return unflatten(y_MO.reshape(-1, *outputs), x)
 
 

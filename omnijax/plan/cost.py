@@ -1,10 +1,10 @@
 """How long a scheduled HLO module takes on a chip: arithmetic, memory, and collectives on the wire.
 
-Each instruction takes the longest of its FLOPs at 90 % of its type's peak, its bytes at 85 % of the memory's
-rate, and 0.59 of the compiler's own estimated cycles (which price memory at half its rate). A
-collective that starts before other work and is waited for after it costs only the wait. The
-constants are of a study of MaxText's published step times, which they missed by 16 % at worst; what
-is here was compared with no real step.
+Each instruction takes the longest of its FLOPs at 90 % of the peak of their type, its bytes at 85 %
+of the memory's rate, and 0.59 of the compiler's own estimated cycles (which price memory at half
+its rate). A collective that starts before other work and is waited for after it costs only the
+wait. The constants are of a study of MaxText's published step times, which they missed by 16 % at
+worst; what is here was compared with no real step.
 """
 
 import collections
