@@ -8,7 +8,7 @@ import pytest
 from omnijax.kernels import quantized
 from omnijax.sharding import AXES
 
-M, I, O = 8, 64, 32
+ROWS, INPUTS, OUTPUTS = 8, 64, 32
 NEAR = {"int8": 0.012, "fp8": 0.04}  # of the norm; measured 0.0096 and 0.034
 MESHES = {
   # Of positions, inputs and outputs of the weights, and the result where it isn't plain.
@@ -20,9 +20,9 @@ MESHES = {
 
 def drawn():
   r = np.random.default_rng(0)
-  scale = np.exp(r.normal(size=(M, 1)))  # rows and columns of all sizes
-  return [np.float32(a) for a in (r.normal(size=(M, I)) * scale, r.normal(size=(I, O)),
-                                  r.normal(size=(M, O)) / scale)]
+  scale = np.exp(r.normal(size=(ROWS, 1)))  # rows and columns of all sizes
+  return [np.float32(a) for a in (r.normal(size=(ROWS, INPUTS)) * scale, r.normal(size=(INPUTS, OUTPUTS)),
+                                  r.normal(size=(ROWS, OUTPUTS)) / scale)]
 
 
 def pulled(f, x, w, slope):
@@ -83,5 +83,5 @@ def test_what_is_not_finite_stays_so(kind):
 @pytest.mark.parametrize("kind", NEAR)
 def test_nothing_is_nothing(kind):
   with jax.set_mesh(single()):
-    y = quantized.product(kind, None, jnp.zeros((M, I)), jnp.zeros((I, O)))
+    y = quantized.product(kind, None, jnp.zeros((ROWS, INPUTS)), jnp.zeros((INPUTS, OUTPUTS)))
   np.testing.assert_array_equal(y, 0)
