@@ -21,8 +21,9 @@ MESHES = {
 def drawn():
   r = np.random.default_rng(0)
   scale = np.exp(r.normal(size=(ROWS, 1)))  # rows and columns of all sizes
-  return [np.float32(a) for a in (r.normal(size=(ROWS, INPUTS)) * scale, r.normal(size=(INPUTS, OUTPUTS)),
-                                  r.normal(size=(ROWS, OUTPUTS)) / scale)]
+  shapes = ((ROWS, INPUTS), (INPUTS, OUTPUTS), (ROWS, OUTPUTS))
+  x, w, slope = (r.normal(size=shape) for shape in shapes)
+  return [np.float32(a) for a in (x * scale, w, slope / scale)]
 
 
 def pulled(f, x, w, slope):
