@@ -1,20 +1,22 @@
 """The `omnijax` command. Nothing here imports JAX before a sub-command has work for it.
 
-Exit codes: 0 done, 2 bad input (one line on stderr), 130 interrupted, 1 anything else.
+Exit codes: 0 done, 2 bad input (one line on stderr), 130 interrupted, 1 anything else; of training
+also 42, 75 and 76, see `job/exits.py`.
 """
 
 import argparse
 import functools
 import json
-import logging
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from omnijax import __version__, config, experiment, host, usage
+from omnijax.arguments import Parser, command
+from omnijax.job import exits
 
 _MODALITIES = ("text", "image", "audio")
 
@@ -27,26 +29,51 @@ _FOR_PEOPLE = (ValueError, FileNotFoundError, PermissionError, NotADirectoryErro
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; returns its exit code."""
-  arguments = list(sys.argv[1:] if argv is None else argv)
+  try:
+    code = _main(list(sys.argv[1:] if argv is None else argv))
+  except Exception:
+    if not _one_of_several():
+      raise
+    traceback.print_exc()
+    code = exits.OTHER
+  if code != exits.DONE and _one_of_several():
+    from omnijax.job import processes
+
+    processes.leave(code)  # an ordinary exit would wait for the others
+  return code
+
+
+def _one_of_several() -> bool:
+  joined = sys.modules.get("omnijax.job.processes")
+  return joined is not None and joined.several()
+
+
+def _main(arguments: list[str]) -> int:
   debug = "--debug" in arguments or bool(os.environ.get("OMNIJAX_TRACEBACK"))
   try:
     args, fields = _parser().parse_known_args([a for a in arguments if a != "--debug"])
     if fields and not args.takes_fields:
       raise ValueError(f"unknown argument {fields[0]}; see `{args.parser.prog} --help`.")
-    _log_to_stderr()
+    host.log_to_stderr()
     host.keep_memory()
     args.function(args, fields)
-    return 0
+    return exits.DONE
   except KeyboardInterrupt:
     print("omnijax: interrupted", file=sys.stderr)
-    return 130
+    return exits.INTERRUPTED
+  except exits.ENDS as error:
+    return _told(error, exits.NEVER if isinstance(error, exits.Never) else exits.AGAIN, debug)
   except _FOR_PEOPLE as error:
     if isinstance(error, ModuleNotFoundError) and error.name not in _EXTRAS:
       raise
-    if debug:
-      traceback.print_exc()
-    print(f"omnijax: error: {_one_line(error)}", file=sys.stderr)
-    return 2
+    return _told(error, exits.BAD_INPUT, debug)
+
+
+def _told(error: Exception, code: int, debug: bool) -> int:
+  if debug:
+    traceback.print_exc()
+  print(f"omnijax: error: {_one_line(error)}", file=sys.stderr)
+  return code
 
 
 def _one_line(error: Exception) -> str:
@@ -62,37 +89,16 @@ def _one_line(error: Exception) -> str:
   return f"{text} (from {Path(frame.filename).name}; --debug shows where)"
 
 
-def _log_to_stderr() -> None:
-  log = logging.getLogger("omnijax")
-  if not log.handlers:
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    log.addHandler(handler)
-  log.setLevel(logging.INFO)
-  log.propagate = False
-
-
-class _Parser(argparse.ArgumentParser):
-  """Errors are one line, as all errors of this command are."""
-
-  def __init__(self, **kwargs: Any):
-    wide = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=28, width=100)
-    super().__init__(formatter_class=wide, allow_abbrev=False, **kwargs)
-
-  def error(self, message: str) -> NoReturn:
-    self.exit(2, f"omnijax: error: {message} (see {self.prog} --help)\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-  parser = _Parser(prog="omnijax", description=usage.PATH, epilog=usage.EPILOG)
+  parser = Parser(prog="omnijax", description=usage.PATH, epilog=usage.EPILOG)
   parser.add_argument("--version", action="version", version=f"omnijax {__version__}")
-  commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+  commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
 
-  p = _command(commands, "quickstart", _quickstart, usage.QUICKSTART)
+  p = command(commands, "quickstart", _quickstart, usage.QUICKSTART)
   p.add_argument("--dir", type=Path, default=Path("quickstart_run"),
                  help="directory to write (default: %(default)s)")
 
-  p = _command(commands, "prepare", _prepare, usage.PREPARE)
+  p = command(commands, "prepare", _prepare, usage.PREPARE)
   p.add_argument("manifest", metavar="MANIFEST", type=Path, help="JSONL file")
   p.add_argument("--out", type=Path, required=True, help="directory to write")
   p.add_argument("--strict", action="store_true", help="stop at the first bad item")
@@ -102,14 +108,23 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(f"--tokenizers.{kind}", dest=kind, default=config.PACKAGED, metavar="DIR",
                    help=f"{kind} tokenizer (default: %(default)s)")
 
-  p = _command(commands, "tokenizer", None, "Trains and evaluates tokenizers.\n")
-  _tokenizer_commands(p.add_subparsers(metavar="ACTION", required=True, parser_class=_Parser))
+  p = command(commands, "tokenizer", None, "Trains and evaluates tokenizers.\n")
+  _tokenizer_commands(p.add_subparsers(metavar="ACTION", required=True, parser_class=Parser))
 
-  p = _command(commands, "train", _train, usage.TRAIN, fields=True)
+  p = command(commands, "checkpoint", None, usage.CHECKPOINT)
+  actions = p.add_subparsers(metavar="ACTION", required=True, parser_class=Parser)
+  for action, text in (("ls", "Lists them."), ("verify", "Checks files and arrays of each."),
+                       ("diff", "Tells settings and arrays that differ.")):
+    p = command(actions, action, _checkpoint, text + "\n\n" + usage.CHECKPOINT)
+    p.set_defaults(action=action)
+    p.add_argument("paths", type=Path, metavar="DIR", nargs=2 if action == "diff" else 1,
+                   help="a run, its checkpoints, or one of them")
+
+  p = command(commands, "train", _train, usage.TRAIN, fields=True)
   p.add_argument("experiment", metavar="EXPERIMENT", type=Path, nargs="?", help="Python file")
   p.add_argument("--run-dir", type=Path, metavar="DIR", help="directory of the run")
 
-  p = _command(commands, "plan", _plan, usage.PLAN, fields=True)
+  p = command(commands, "plan", _plan, usage.PLAN, fields=True)
   p.add_argument("experiment", metavar="EXPERIMENT", type=Path, nargs="?", help="Python file")
   p.add_argument("--topology", metavar="CHIP:SHAPE", help="such as v5e:4x4, v5p:4x4x4, v6e:16x16, "
                  "tpu7x:2x2x1, h100:8, cpu:8")
@@ -130,17 +145,17 @@ def _parser() -> argparse.ArgumentParser:
                      ("hlo", "the compiled program")):
     p.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"writes {text}")
 
-  p = _command(commands, "bench", None, "Measures the speed of omnijax on this machine.\n")
-  _bench_commands(p.add_subparsers(metavar="WHAT", required=True, parser_class=_Parser))
+  p = command(commands, "bench", None, "Measures the speed of omnijax on this machine.\n")
+  _bench_commands(p.add_subparsers(metavar="WHAT", required=True, parser_class=Parser))
 
-  p = _command(commands, "eval", _eval, usage.EVAL)
+  p = command(commands, "eval", _eval, usage.EVAL)
   p.add_argument("run", metavar="RUN", type=Path, help="directory of a run")
   p.add_argument("--data", type=Path, metavar="DIR", help="prepared records (default: the "
                  "run's data.heldout)")
   p.add_argument("--batches", type=int, metavar="N", help="default: the run's eval.batches")
   p.add_argument("--json", action="store_true", help="one JSON object")
 
-  p = _command(commands, "generate", _generate, usage.GENERATE)
+  p = command(commands, "generate", _generate, usage.GENERATE)
   p.set_defaults(takes_fields=True)
   p.add_argument("run", metavar="RUN", type=Path, help="directory of a run")
   for kind, value in (("text", "TEXT"), ("image", "FILE"), ("audio", "FILE")):
@@ -160,10 +175,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _tokenizer_commands(actions: Any) -> None:
-  p = _command(actions, "train", None, usage.TOKENIZER_TRAIN)
-  kinds = p.add_subparsers(metavar="{text,image,audio}", required=True, parser_class=_Parser)
+  p = command(actions, "train", None, usage.TOKENIZER_TRAIN)
+  kinds = p.add_subparsers(metavar="{text,image,audio}", required=True, parser_class=Parser)
   for kind in _MODALITIES:
-    k = _command(kinds, kind, _tokenizer_train, usage.TOKENIZER_TRAIN, fields=kind != "text")
+    k = command(kinds, kind, _tokenizer_train, usage.TOKENIZER_TRAIN, fields=kind != "text")
     k.set_defaults(kind=kind)
     k.add_argument("--data", type=Path, metavar="FILE", help="see above",
                    nargs="+" if kind == "text" else None)
@@ -172,7 +187,7 @@ def _tokenizer_commands(actions: Any) -> None:
       k.add_argument("--size", type=int, default=8000, help="pieces (default: %(default)s)")
       k.add_argument("--type", choices=("unigram", "bpe"), default="unigram",
                      help="of model (default: %(default)s)")
-  p = _command(actions, "eval", _tokenizer_eval, usage.TOKENIZER_EVAL)
+  p = command(actions, "eval", _tokenizer_eval, usage.TOKENIZER_EVAL)
   p.add_argument("kind", choices=_MODALITIES)
   p.add_argument("path", metavar="PATH", help="directory of the tokenizer, or packaged")
   p.add_argument("--data", type=Path, required=True, metavar="MANIFEST", help="JSONL file")
@@ -180,7 +195,7 @@ def _tokenizer_commands(actions: Any) -> None:
 
 
 def _bench_commands(kinds: Any) -> None:
-  p = _command(kinds, "step", _bench_step, usage.BENCH_STEP, fields=True)
+  p = command(kinds, "step", _bench_step, usage.BENCH_STEP, fields=True)
   p.add_argument("experiment", metavar="EXPERIMENT", type=Path, nargs="?", help="Python file")
   p.add_argument("--against", choices=("torch",), help="the same model in PyTorch, in turn")
   for name, count, text in (("repeats", 7, "blocks of steps that are timed"),
@@ -193,18 +208,6 @@ def _bench_commands(kinds: Any) -> None:
                  metavar=("TEXT", "IMAGE", "AUDIO"), help="by positions (default: 60 25 15)")
   for name, text in (("json", "all figures"), ("html", "a page with a plot")):
     p.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"writes {text}")
-
-
-def _command(commands: Any, name: str, function: Any, text: str, *,
-             fields: bool = False) -> argparse.ArgumentParser:
-  """A sub-command; one that takes fields of a dataclass shows them in its own help."""
-  first = text.split(". ")[0].split(".\n")[0].replace("\n", " ")
-  parser = commands.add_parser(name, help=first, description=text, add_help=not fields)
-  if fields:
-    parser.add_argument("-h", "--help", action="store_true", help="show this help")
-    parser.add_argument("--FIELD", dest="_", metavar="VALUE", help="a field to change")
-  parser.set_defaults(function=function, takes_fields=fields, parser=parser)
-  return parser
 
 
 def _input(kind: str, value: str) -> tuple[str, str]:
@@ -312,9 +315,18 @@ def _experiment(args: argparse.Namespace, fields: list[str], *need: str) -> conf
 
 def _train(args: argparse.Namespace, fields: list[str]) -> None:
   run = _experiment(args, fields, "run_dir")
+  from omnijax.job import processes
+
+  processes.join()
   from omnijax.train import loop
 
   loop.train(run, args.run_dir)
+
+
+def _checkpoint(args: argparse.Namespace, _: list[str]) -> None:
+  from omnijax.checkpoint import command as does
+
+  getattr(does, args.action)(*args.paths)
 
 
 def _plan(args: argparse.Namespace, fields: list[str]) -> None:

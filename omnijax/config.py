@@ -276,6 +276,8 @@ class Train:
   log_every: int = 10  # steps between printed lines; metrics.jsonl has every step
   save_every: int = 500
   keep: int = 2  # newest checkpoints kept
+  keep_every: int = 0  # steps between checkpoints that are kept for ever; 0 is none
+  stuck_after_s: float = 1800.0  # without progress, until the process ends; 0 is never
   sample_every: int = 0  # steps between written samples; 0 is only at the end
 
   def __post_init__(self) -> None:

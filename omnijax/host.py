@@ -1,7 +1,8 @@
-"""What the operating system is told before work begins."""
+"""What a process arranges for itself before work begins: its memory, where its log goes."""
 
 import ctypes
 import importlib.util
+import logging
 import sys
 
 # Options of glibc's mallopt(3).
@@ -21,3 +22,14 @@ def keep_memory() -> None:
   if mallopt is not None:
     for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1)):
       mallopt(option, value)
+
+
+def log_to_stderr() -> None:
+  """What omnijax has to say goes to stderr, bare; of other libraries, warnings."""
+  log = logging.getLogger("omnijax")
+  if not log.handlers:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+  log.setLevel(logging.INFO)
+  log.propagate = False

@@ -170,12 +170,34 @@ def check_divides(run: config_lib.Run, mesh: Mesh, rules: Rules = RULES) -> None
                        f"divide; use {near}, or change the mesh.")
 
 
-def place(batch: dict[str, np.ndarray], rules: Rules = RULES) -> dict[str, jax.Array]:
-  """Puts this host's rows [B/hosts, ...] on its devices, as its part of the global batch."""
-  mesh = jax.sharding.get_mesh()
+def rows_here(rows: int, rules: Rules = RULES) -> range:
+  """The rows of a global batch that this process's devices hold, on the current mesh."""
+  place_ = NamedSharding(jax.sharding.get_mesh(), rules("batch"))
+  held = [index[0].indices(rows) for index in place_.addressable_devices_indices_map(
+    (rows,)).values() if index]
+  return range(min(h[0] for h in held), max(h[1] for h in held)) if held else range(rows)
+
+
+def place(batch: dict[str, np.ndarray], rows: int | None = None, rules: Rules = RULES
+          ) -> dict[str, jax.Array]:
+  """Puts a batch on the devices of this process.
+
+  Args:
+    batch: arrays of all rows, or of `rows_here`.
+    rows: of the global batch, if the arrays hold only those of this process.
+    rules: where rows live.
+  """
+  where = NamedSharding(jax.sharding.get_mesh(), rules("batch"))
+  first = rows_here(rows, rules).start if rows is not None else 0
 
   def put(x: np.ndarray) -> jax.Array:
-    return jax.make_array_from_process_local_data(NamedSharding(mesh, rules("batch")), x)
+    count = len(x) if rows is None else rows
+
+    def part(index: Any) -> np.ndarray:
+      start, stop, _ = index[0].indices(count)
+      return x[start - first : stop - first]
+
+    return jax.make_array_from_callback((count, *x.shape[1:]), where, part)
 
   return jax.tree.map(put, batch)
 

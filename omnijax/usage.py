@@ -52,6 +52,16 @@ Measures what a tokenizer loses, on data that it was not trained on.
 PATH may be `packaged`. text: bytes a piece, exact round trips; image: PSNR, SSIM, use of codes;
 audio: mel distance, STOI, SI-SDR, use of codes, bitrate, word error rate of reconstructions.
 """
+CHECKPOINT = """\
+Lists, checks and compares checkpoints. Reads only.
+
+  omnijax checkpoint ls runs/first
+  omnijax checkpoint verify runs/first
+  omnijax checkpoint diff runs/first/checkpoints/500 runs/first/checkpoints/1000
+
+`verify` compares every file with its size and checksum, and every array with its fingerprint, and
+ends with exit code 2 if something is damaged.
+"""
 TRAIN = """\
 Trains the run that EXPERIMENT, a Python file with `run() -> Run`, describes; resumes by default.
 
@@ -59,6 +69,11 @@ Trains the run that EXPERIMENT, a Python file with `run() -> Run`, describes; re
 
 Every field of the run can be given; `omnijax train EXPERIMENT --help` lists them with their
 values. RUN_DIR gets config.json, metrics.jsonl, TensorBoard events, checkpoints and samples.
+
+The same command on every host of a job makes one job of them, found as jax finds them (TPU, SLURM,
+...) or by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. SIGTERM to any process
+makes all save the same step and end. Exit codes: 0 done or stopped on request, 2 bad input, 42 no
+checkpoint is good, 75 try again, 76 stuck, try again.
 """
 EVAL = """\
 Held-out loss of each modality of a run's newest checkpoint, in nats and in physical units.

@@ -38,6 +38,7 @@ def trained(monkeypatch):
   loop = types.SimpleNamespace(train=lambda run, run_dir: calls.append((run, run_dir)))
   monkeypatch.setattr(omnijax.train, "loop", loop, raising=False)
   monkeypatch.setitem(sys.modules, "omnijax.train.loop", loop)
+  monkeypatch.setattr("omnijax.job.processes.join", lambda: None)
   return calls
 
 

@@ -79,7 +79,7 @@ class Loader:
     vocab: of the model; the records must fit it.
     seed: of order, mixture and tasks.
     sources: directories of records, instead of `data.sources`.
-    process_index, process_count: which host of how many; hosts take consecutive rows.
+    mine: rows of each global batch that this host reads; all of them by default.
     once: one pass over everything; the last batch is filled with empty rows.
     tokenizers: fingerprints by modality that the records must have, if given.
 
@@ -89,23 +89,20 @@ class Loader:
   """
 
   def __init__(self, data: config_lib.Data, vocab: vocab_lib.Vocab, *, seed: int,
-               sources: tuple[str, ...] | None = None, process_index: int = 0,
-               process_count: int = 1, once: bool = False,
-               tokenizers: Mapping[str, str] | None = None):
+               sources: tuple[str, ...] | None = None, mine: range | None = None,
+               once: bool = False, tokenizers: Mapping[str, str] | None = None):
     names = data.sources if sources is None else sources
     if not names:
       raise ValueError("no sources: name at least one directory written by `omnijax prepare` in "
                        f"Data.{'heldout' if once else 'sources'}.")
-    if data.rows % process_count:
-      raise ValueError(f"Data.rows is {data.rows}, which {process_count} hosts can't share "
-                       "equally; make it a multiple.")
+    mine = range(data.rows) if mine is None else mine
     records = [Records(name) for name in names]
     for r in records:
       _check(r, records[0], vocab, tokenizers or {})
     self._data, self._vocab, self._names = data, vocab, names
-    self._local = data.rows // process_count
+    self._local = len(mine)
     self._plan = Plan([r.counts for r in records], data, names=names, seed=seed, once=once)
-    self._rows = _Rows(records, self._plan, data, vocab, seed, process_index, process_count)
+    self._rows = _Rows(records, self._plan, data, vocab, seed, mine)
     for name, unfit in zip(names, self._plan.unfit, strict=True):
       if any(unfit.values()):
         _log.warning("%s: %s", name, _unfit(unfit, data))
@@ -118,12 +115,12 @@ class Loader:
 
   @classmethod
   def heldout(cls, data: config_lib.Data, vocab: vocab_lib.Vocab, *, seed: int,
-              process_index: int = 0, process_count: int = 1,
-              tokenizers: Mapping[str, str] | None = None) -> "Loader":
+              mine: range | None = None, tokenizers: Mapping[str, str] | None = None
+              ) -> "Loader":
     """One pass over `data.heldout`, in an order that mixes its sources; nothing is left out."""
     data = dataclasses.replace(data, caption_dropout=0.0, listen_dropout=0.0, depth_frames=0)
-    return cls(data, vocab, seed=seed, sources=data.heldout, process_index=process_index,
-               process_count=process_count, once=True, tokenizers=tokenizers)
+    return cls(data, vocab, seed=seed, sources=data.heldout, mine=mine, once=True,
+               tokenizers=tokenizers)
 
   @property
   def steps(self) -> int | None:
@@ -186,9 +183,9 @@ class _Rows:
   """One host's rows, in the order of its batches, for grain to read at random."""
 
   def __init__(self, records: list[Records], plan: Plan, data: config_lib.Data,
-               vocab: vocab_lib.Vocab, seed: int, process_index: int, process_count: int):
+               vocab: vocab_lib.Vocab, seed: int, mine: range):
     self._records, self._plan, self._data, self._vocab = records, plan, data, vocab
-    self._seed, self._index, self._count = seed, process_index, process_count
+    self._seed, self._mine = seed, mine
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state)
@@ -198,9 +195,8 @@ class _Rows:
     return 1 << 60  # endless; a slice says where to stop
 
   def __getitem__(self, index: int) -> Batch:
-    local = self._data.rows // self._count
-    step, row = divmod(index, local)
-    number = step * self._data.rows + self._index * local + row
+    step, row = divmod(index, len(self._mine))
+    number = step * self._data.rows + self._mine[row]
     rows = self._plan.rows
     if rows is not None and number >= rows:
       return empty_row(self._data, self._vocab)

@@ -4,9 +4,10 @@ Order of resuming: the newest whole checkpoint of the run directory, else a fres
 seed. The position in the data is the step itself.
 """
 
+import contextlib
 import dataclasses
 import logging
-import time
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,13 @@ from omnijax import sharding
 from omnijax import vocab as vocab_lib
 from omnijax.data import loader as loader_lib
 from omnijax.evals import samples as samples_lib
+from omnijax.job import lock as lock_lib
+from omnijax.job import preemption as preemption_lib
+from omnijax.job import processes
+from omnijax.job import watchdog as watchdog_lib
 from omnijax.tokenizers import load as tokenizers_lib
+from omnijax.train import ahead as ahead_lib
+from omnijax.train import line as line_lib
 from omnijax.train import metrics as metrics_lib
 from omnijax.train import optim
 from omnijax.train import state as state_lib
@@ -29,7 +36,8 @@ from omnijax.train import step as step_lib
 log = logging.getLogger("omnijax")
 
 # Fields that may change when a run resumes, because they don't change what is computed.
-_FREE = {"train": ("steps", "log_every", "save_every", "keep", "sample_every"),
+_FREE = {"train": ("steps", "log_every", "save_every", "keep", "keep_every", "sample_every",
+                   "stuck_after_s"),
          "data": ("workers", "read_threads", "prefetch"), "eval": ("every", "batches"),
          "mesh": sharding.AXES}
 
@@ -44,68 +52,136 @@ class _Resolved(NamedTuple):
 def train(run: config_lib.Run, run_dir: Path) -> None:
   """Trains until run.train.steps, from wherever the run directory left off.
 
+  Every process of a job calls it, after `job.processes.join`. On SIGTERM to any of them all save
+  the same step and return.
+
   Raises:
-    ValueError: the config, the data, the run directory and the devices don't fit together.
+    ValueError: the config, the data, the run directory and the devices don't fit together, or
+      another job is at work in the directory.
+    exits.Again: a save failed, or another process is gone.
+    exits.Never: there are checkpoints, and none is good.
   """
-  r = _resolve(run)
   mesh = sharding.make_mesh(run.mesh)
   sharding.check_divides(run, mesh)
-  _open_directory(run, run_dir)
-  peak = metrics_lib.peak_flops()
   with jax.set_mesh(mesh):
-    saved = checkpoint_lib.Checkpoints(run_dir / "checkpoints", r.identity, keep=run.train.keep)
+    r = _resolve(run)
+    with _opened(run, run_dir) as log_file:
+      dog = watchdog_lib.Watchdog(run.train.stuck_after_s, log_file)
+      try:
+        _train(run, r, run_dir, dog)
+      finally:
+        dog.close()
+
+
+def _train(run, r, run_dir, dog) -> None:
+  peak = metrics_lib.peak_flops()
+  saved = checkpoint_lib.Checkpoints(run_dir / "checkpoints", r.identity, keep=run.train.keep,
+                                     keep_every=run.train.keep_every)
+  with processes.computing():
     state = _restore_or_init(run, r, saved)
-    first = int(state.step)
-    writer = metrics_lib.Writer(run_dir, first)
-    log.info("starting at step %d: %.2fM parameters, mesh %s, %s", first,
-             state_lib.parameter_count(state.model) / 1e6, dict(mesh.shape), r.loader.stats())
-    try:
-      state = _steps(run, r, state, first, saved, writer, run_dir, peak)
-    finally:
-      saved.close()
+  first = int(state.step)
+  writer = metrics_lib.Writer(run_dir, first) if jax.process_index() == 0 else None
+  log.info("starting at step %d: %.2fM parameters, mesh %s, %s", first,
+           state_lib.parameter_count(state.model) / 1e6,
+           dict(jax.sharding.get_mesh().shape), r.loader.stats())
+  try:
+    _Steps(run, r, saved, writer, run_dir, peak, dog).run(state, first)
+  finally:
+    saved.close()
+    if writer is not None:
       writer.close()
 
 
-def _steps(run, r, state, first, saved, writer, run_dir, peak):
+class _Steps:
   """All steps; metrics of a step are fetched after the next one is on its way."""
-  step_fn: Any = step_lib.make_train_step(run)
-  line = _Line(run, r, writer, peak)
-  done = first
-  try:
-    batches = _timed(r.loader.iterate(first, run.train.steps))
-    for step, (batch, waited) in zip(range(first, run.train.steps), batches, strict=True):
-      flops = metrics_lib.model_flops(run.model, r.vocab, batch)
-      placed = sharding.place(batch)
-      with jax.transfer_guard("disallow"):
-        state, metrics = step_fn(state, placed)
-      line.dispatched(step, metrics, batch, flops, waited)
-      done = step + 1
-      if run.eval.every and done % run.eval.every == 0:
-        line.flush()
-        writer.write_eval(done, _evaluate(run, r, state))
-        line.restart()
-      if run.train.sample_every and done % run.train.sample_every == 0:
-        line.flush()
-        _sample(run, r, state, done, run_dir, writer)
-        line.restart()
-      if done % run.train.save_every == 0 and done < run.train.steps:
-        line.flush()
-        saved.save(done, state.model, _rest(state))
-        line.restart()
-  except KeyboardInterrupt:
-    log.info("interrupted: saving step %d; run the same command again to go on", done)
-    raise
-  finally:
-    line.flush()
-    # On an error inside a step the donated state is gone, and there is nothing to save.
-    if done > first and not _deleted(state) and saved.latest != done:
-      saved.save(done, state.model, _rest(state))
-      saved.wait()
-  # One program for the whole run: anything else is a step that was compiled twice.
-  assert first == run.train.steps or step_fn._cache_size() == 1, step_fn._cache_size()
-  if first < run.train.steps:
-    _sample(run, r, state, run.train.steps, run_dir, writer)
-  return state
+
+  def __init__(self, run, r, saved, writer, run_dir, peak, dog):
+    self._run, self._r, self._saved, self._writer = run, r, saved, writer
+    self._run_dir, self._dog = run_dir, dog
+    self._line = line_lib.Line(run, r.vocab, r.tokenizers, writer, peak)
+    self._preemption = preemption_lib.Preemption()
+
+  def run(self, state: state_lib.TrainState, first: int) -> None:
+    """Steps from the first one on."""
+    run, last = self._run, self._run.train.steps
+    step_fn: Any = step_lib.make_train_step(run)
+    done, stopped = first, False
+    batches = ahead_lib.Ahead(self._r.loader.iterate(first, last))
+    try:
+      while done < last and not stopped:
+        self._dog.alive(f"waiting for the data of step {done + 1}")
+        batch = batches.next(self._preemption)
+        if batch is None:  # asked to stop meanwhile
+          break
+        self._dog.alive(f"step {done + 1}" + (", which is compiled" if done == first else ""))
+        flops = metrics_lib.model_flops(run.model, self._r.vocab, batch)
+        placed = sharding.place(batch, run.data.rows)
+        with processes.computing(), jax.transfer_guard("disallow"):
+          state, metrics = step_fn(state, placed)
+        self._line.dispatched(done, metrics, batch, flops, batches.waited)
+        done += 1
+        stopped = self._between(state, done)
+    except BaseException as error:
+      if isinstance(error, KeyboardInterrupt):
+        log.info("interrupted after step %d; run the same command again to go on", done)
+      # On an error inside a step the donated state is gone, and there is nothing to save. Several
+      # processes would have to be at the same step, which nobody knows.
+      if jax.process_count() == 1 and done > first and not _deleted(state):
+        self._line.flush()
+        self._save(done, state)
+      raise
+    finally:
+      batches.close()
+    self._line.flush()
+    if done > first:
+      self._save(done, state)
+    if done < last:
+      log.info("stopped on request: step %d of %d is saved; the same command goes on", done, last)
+      return
+    # One program for the whole run: anything else is a step that was compiled twice.
+    assert first == last or step_fn._cache_size() == 1, step_fn._cache_size()
+    if first < last:
+      self._sample(state, last)
+
+  def _between(self, state: state_lib.TrainState, done: int) -> bool:
+    """Whatever is due after a step; whether to stop."""
+    run, line = self._run, self._line
+    self._saved.poll()
+    if run.eval.every and done % run.eval.every == 0:
+      line.flush()
+      values = _evaluate(run, self._r, state, self._preemption, self._dog)
+      if self._writer is not None and values is not None:
+        self._writer.write_eval(done, values)
+      line.restart()
+    if run.train.sample_every and done % run.train.sample_every == 0:
+      line.flush()
+      self._sample(state, done)
+      line.restart()
+    if done % run.train.save_every == 0 and done < run.train.steps:
+      line.flush()
+      self._dog.alive(f"saving step {done}")
+      self._saved.save(done, state.model, _rest(state))
+      line.restart()
+    return self._preemption.reached()
+
+  def _save(self, done: int, state: state_lib.TrainState) -> None:
+    """Saves a step, if it isn't, and waits for it."""
+    self._dog.alive(f"saving step {done}")
+    with processes.computing():
+      self._saved.wait()
+      if self._saved.latest != done:
+        self._saved.save(done, state.model, _rest(state))
+      self._saved.wait()
+
+  def _sample(self, state: state_lib.TrainState, done: int) -> None:
+    if jax.process_count() > 1:
+      log.info("samples are written by jobs of one process; `omnijax generate` makes some")
+      return
+    self._dog.alive(f"writing samples of step {done}")
+    model = optim.averaged(state.model, state.opt_state)
+    assert self._writer is not None
+    samples_lib.write(self._run, self._r.vocab, self._r.tokenizers, model, done, self._run_dir,
+                      self._writer.board)
 
 
 def evaluate(run_dir: Path, *, data: Path | None = None, batches: int | None = None
@@ -126,13 +202,13 @@ def evaluate(run_dir: Path, *, data: Path | None = None, batches: int | None = N
   if not run.data.heldout:
     raise ValueError(f"{run_dir} was trained without held-out data (data.heldout is empty), so "
                      "there is nothing to evaluate on; name records with --data.")
-  r = _resolve(run)
   with jax.set_mesh(sharding.make_mesh(run.mesh)):
+    r = _resolve(run)
     like = state_lib.abstract(run, r.vocab)
     model = checkpoint_lib.read_arrays(run_dir / "checkpoints", step, "model", like.model)
     rest = checkpoint_lib.read_arrays(run_dir / "checkpoints", step, "training", _rest(like))
     state = state_lib.TrainState(rest["step"], model, rest["opt_state"])
-    return {"step": step, **_evaluate(run, r, state)}
+    return {"step": step, **(_evaluate(run, r, state) or {})}
 
 
 def _resolve(run: config_lib.Run) -> _Resolved:
@@ -140,29 +216,45 @@ def _resolve(run: config_lib.Run) -> _Resolved:
   vocab = tokenizers_lib.vocab_of(tokenizers, run.tokenizers)
   prints = {k: t.fingerprint for k, t in tokenizers._asdict().items()}
   loader = loader_lib.Loader(run.data, vocab, seed=run.train.seed, tokenizers=prints,
-                             process_index=jax.process_index(),
-                             process_count=jax.process_count())
+                             mine=sharding.rows_here(run.data.rows))
   identity = checkpoint_lib.Identity(run=run, vocab=vocab, data=loader.fingerprint,
                                      tokenizers=prints)
   return _Resolved(tokenizers, vocab, loader, identity)
 
 
-def _open_directory(run: config_lib.Run, run_dir: Path) -> None:
-  """Makes the run directory self-describing, and refuses one of another experiment."""
-  try:
-    run_dir.mkdir(parents=True, exist_ok=True)
-    path = run_dir / "config.json"
-    if path.exists():
-      _check_same(run, config_lib.from_json(path.read_text()), run_dir)
-    part = path.with_suffix(".part")
-    part.write_text(config_lib.to_json(run))
-    part.replace(path)
-  except OSError as error:
-    raise ValueError(f"the run directory {run_dir} can't be written ({error.strerror}); wanted a "
-                     "writable directory: change --run-dir or its permissions.") from error
-  handler = logging.FileHandler(run_dir / "log.txt")
-  handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-  log.addHandler(handler)
+@contextlib.contextmanager
+def _opened(run: config_lib.Run, run_dir: Path) -> Iterator[Path]:
+  """The run directory, self-describing and locked; one of another experiment or job is refused.
+
+  Yields this process's log, whose last line is the error that ends the run, if one does.
+  """
+  index = jax.process_index()
+  log_file = run_dir / (f"log.{index}.txt" if index else "log.txt")
+  with contextlib.ExitStack() as stack:
+    try:
+      run_dir.mkdir(parents=True, exist_ok=True)
+      path = run_dir / "config.json"
+      if path.exists():
+        _check_same(run, config_lib.from_json(path.read_text()), run_dir)
+      if index == 0:
+        stack.callback(lock_lib.Lock(run_dir).close)
+        part = path.with_suffix(".part")
+        part.write_text(config_lib.to_json(run))
+        part.replace(path)
+      handler = logging.FileHandler(log_file)
+    except OSError as error:
+      raise ValueError(f"the run directory {run_dir} can't be written ({error.strerror}); wanted a "
+                       "writable directory: change --run-dir or its permissions.") from error
+    stack.callback(handler.close)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    stack.callback(log.removeHandler, handler)
+    try:
+      yield log_file
+    except BaseException as error:
+      handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, "%s: %s",
+                                    (type(error).__name__, error), sys.exc_info()))
+      raise
 
 
 def _check_same(run: config_lib.Run, before: config_lib.Run, run_dir: Path) -> None:
@@ -181,99 +273,31 @@ def _rest(state: state_lib.TrainState) -> dict[str, Any]:
 
 
 def _restore_or_init(run, r, saved) -> state_lib.TrainState:
-  if saved.latest is None:
-    return state_lib.init(run, r.vocab, vectors=tokenizers_lib.vectors_of(r.tokenizers, r.vocab))
   like = state_lib.abstract(run, r.vocab)
-  model, rest = saved.restore(like.model, _rest(like))
+  found = saved.restore(like.model, _rest(like))
+  if found is None:
+    return state_lib.init(run, r.vocab, vectors=tokenizers_lib.vectors_of(r.tokenizers, r.vocab))
+  model, rest, _ = found
   return state_lib.TrainState(rest["step"], model, rest["opt_state"])
-
-
-def _sample(run, r, state, step, run_dir, writer) -> None:
-  model = optim.averaged(state.model, state.opt_state)
-  samples_lib.write(run, r.vocab, r.tokenizers, model, step, run_dir, writer.board)
 
 
 def _deleted(state: state_lib.TrainState) -> bool:
   return any(x.is_deleted() for x in jax.tree.leaves(state))
 
 
-def _timed(batches: Iterator[Any]) -> Iterator[tuple[Any, float]]:
-  """Each batch with the seconds that the loop stood still for it."""
-  while True:
-    start = time.perf_counter()
-    try:
-      batch = next(batches)
-    except StopIteration:
-      return
-    yield batch, time.perf_counter() - start
-
-
-def _evaluate(run, r, state) -> dict[str, Any]:
-  """Mean held-out losses over run.eval.batches, weighted by targets."""
+def _evaluate(run, r, state, preemption=None, dog=None) -> dict[str, Any] | None:
+  """Mean held-out losses over run.eval.batches, weighted by targets; None if asked to stop."""
   eval_fn = step_lib.make_eval_step(run)
   held = loader_lib.Loader.heldout(run.data, r.vocab, seed=0, tokenizers=r.identity.tokenizers,
-                                   process_index=jax.process_index(),
-                                   process_count=jax.process_count())
+                                   mine=sharding.rows_here(run.data.rows))
   total: Any = None
-  for batch in held.iterate(0, min(run.eval.batches, held.steps)):
-    one = jax.device_get(eval_fn(state, sharding.place(batch)))
+  for i, batch in enumerate(held.iterate(0, min(run.eval.batches, held.steps))):
+    if dog is not None:
+      dog.alive(f"batch {i + 1} of evaluation")
+    with processes.computing():
+      one = jax.device_get(eval_fn(state, sharding.place(batch, run.data.rows)))
     total = one if total is None else jax.tree.map(np.add, total, one)
+    if preemption is not None and preemption.reached():
+      return None
   values = metrics_lib.losses(total["sums"], total["dens"], "eval/loss/")
-  return values | _physical(r, values, None, "eval/loss/")
-
-
-def _physical(r, values, batch, prefix="loss/") -> dict[str, float]:
-  return metrics_lib.physical(
-    values, codebooks=r.vocab.codebooks, frame_rate=r.tokenizers.audio.frame_rate,
-    bytes_per_piece=metrics_lib.bytes_per_piece(r.tokenizers.text, r.vocab, batch),
-    pixels_per_code=r.tokenizers.image.downsample ** 2, prefix=prefix)
-
-
-class _Line:
-  """Turns the metrics of each step into a line of metrics.jsonl and, at times, of the screen."""
-
-  def __init__(self, run, r, writer, peak):
-    self._run, self._r, self._writer, self._peak = run, r, writer, peak
-    self._waiting = None
-    # When the step before the waiting one was finished; the first step's time has its compile.
-    self._mark = time.perf_counter()
-
-  def dispatched(self, step, metrics, batch, flops, waited) -> None:
-    """Remembers this step and reports the one before it, which has been computed meanwhile."""
-    self.flush()
-    self._waiting = (step, metrics, batch, flops, waited)
-
-  def restart(self) -> None:
-    """The next step's time starts now: what came between is not its."""
-    self._mark = time.perf_counter()
-
-  def flush(self) -> None:
-    """Waits for the remembered step and reports it."""
-    if self._waiting is None:
-      return
-    step, metrics, batch, flops, waited = self._waiting
-    self._waiting = None
-    got = jax.device_get(metrics)
-    now = time.perf_counter()
-    seconds, self._mark = now - self._mark, now
-    values: dict[str, Any] = {"loss": float(got["loss"])}
-    values |= metrics_lib.losses(got["sums"], got["dens"])
-    values |= _physical(self._r, values, batch)
-    positions = int((batch["segment"] > 0).sum()) * jax.process_count()
-    values |= {"grad_norm": float(got["grad_norm"]), "data_wait_s": waited, "step_s": seconds,
-               "tokens_per_s": positions / seconds,
-               "mfu": sum(flops.values()) / seconds / self._peak}
-    self._writer.write(step, values)
-    if step % self._run.train.log_every == 0 or step + 1 == self._run.train.steps:
-      self._print(step, values)
-    if not np.isfinite(values["loss"]):
-      raise FloatingPointError(f"the loss of step {step} is {values['loss']}; lower "
-                               "optim.peak_lr, or resume from an older checkpoint.")
-
-  def _print(self, step: int, v: dict[str, Any]) -> None:
-    means = {k: v["loss/" + k] for k in vocab_lib.MODALITIES}
-    parts = [f"{k} {mean:.3f}" for k, mean in means.items() if mean is not None]
-    left = int(v["step_s"] * (self._run.train.steps - step - 1))
-    log.info("step %d/%d  loss %.3f  %s  %.0f tok/s  mfu %.1f%%  %d:%02d left", step + 1,
-             self._run.train.steps, v["loss"], "  ".join(parts), v["tokens_per_s"],
-             v["mfu"] * 100, left // 60, left % 60)
+  return values | line_lib.physical(r.vocab, r.tokenizers, values, None, "eval/loss/")

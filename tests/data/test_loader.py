@@ -142,7 +142,7 @@ def test_a_document_reads_back_as_it_was(root):
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_share_the_same_global_batches(data, hosts):
   one = make(data)
-  many = [make(data, process_index=i, process_count=hosts) for i in range(hosts)]
+  many = [make(data, mine=range(i * 4 // hosts, (i + 1) * 4 // hosts)) for i in range(hosts)]
   for step in (0, 1, 57):
     slices = [m.batch_at(step) for m in many]
     assert all(len(s["main"]) == 4 // hosts for s in slices)
@@ -156,7 +156,7 @@ def test_hosts_share_the_same_global_batches(data, hosts):
 def test_workers_and_restarts_change_nothing(data, workers, threads, prefetch):
   want = make(data)
   host = make(dataclasses.replace(data, workers=workers, read_threads=threads,
-                                  prefetch=prefetch), process_index=1, process_count=2)
+                                  prefetch=prefetch), mine=range(2, 4))
   batches = host.iterate(5, 11)
   slices = [next(batches)]
   assert len(multiprocessing.active_children()) == workers
@@ -228,7 +228,6 @@ def test_mismatches_name_both_values(root, data, tmp_path):
   fails({"audio": 65}, "audio tokens of a vocabulary of 64, the model's has 65")
   fails({"codebooks": 5}, "4 codebooks, the model wants 5")
   fails({}, "image tokenizer image-a, but the run's is other", tokenizers={"image": "other"})
-  fails({}, "Data.rows is 4, which 3 hosts can't share", process_count=3)
   tokenizers = fakes.tokenizers()
   tokenizers.text.fingerprint = "text-b"
   prepare.prepare(root / "manifest.jsonl", tmp_path / "b", tokenizers=tokenizers, progress=False)

@@ -1,0 +1,9 @@
+"""Checkpoints: the training state, the resolved config, fingerprints and the data position."""
+
+from omnijax.checkpoint.arrays import named, unnamed
+from omnijax.checkpoint.identity import FORMAT, Identity
+from omnijax.checkpoint.reader import load_for_inference, read_arrays, read_identity, steps
+from omnijax.checkpoint.writer import Checkpoints
+
+__all__ = ["FORMAT", "Checkpoints", "Identity", "load_for_inference", "named", "read_arrays",
+           "read_identity", "steps", "unnamed"]

@@ -1,0 +1,148 @@
+"""The processes of a job: they join, agree, and leave together."""
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from omnijax.job import exits
+
+_JOIN_S = 60  # to wait for the others
+_HEARTBEAT_S = 8  # of silence until a process counts as lost
+# Of engines that jax asks by itself; SLURM's and MPI's only with more than one process.
+_ENGINES = ("TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS", "JOB_COMPLETION_INDEX")
+_COUNTS = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+_log = logging.getLogger("omnijax")
+
+
+def join() -> None:
+  """Joins the job's other processes; must come before anything else is asked of jax.
+
+  They are found by JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and
+  JAX_PROCESS_ID where all three are set, else as jax finds them itself (TPU slices, GKE, SLURM,
+  MPI). Without any of these the job has one process. What has been joined already, as within Ray's
+  JaxTrainer, is left alone.
+
+  Raises:
+    ValueError: the variables don't fit, or not all processes came within a minute.
+  """
+  if jax.distributed.is_initialized():
+    return
+  given = {k: os.environ.get(k) for k in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")}
+  where = os.environ.get("JAX_COORDINATOR_ADDRESS")
+  if where and all(given.values()):
+    count, index = _integers(given)
+    _initialize(where, count, index)
+  elif any(os.environ.get(k) for k in _ENGINES) or any(
+      int(os.environ.get(k) or 1) > 1 for k in _COUNTS):
+    _initialize(None, None, None)
+  else:
+    # Even alone: this is what saves a step on SIGTERM.
+    _initialize(f"127.0.0.1:{_free_port()}", 1, 0)
+  if jax.process_count() > 1:
+    _leave_on_abort()
+  if jax.process_index() > 0:  # what all say, process 0 says
+    for handler in _log.handlers:
+      handler.setLevel(logging.WARNING)
+
+
+def several() -> bool:
+  """Whether this process has joined others."""
+  return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def _initialize(where: str | None, count: int | None, index: int | None) -> None:
+  try:
+    jax.distributed.initialize(where, count, index, initialization_timeout=_JOIN_S,
+                               heartbeat_timeout_seconds=_HEARTBEAT_S,
+                               shutdown_timeout_seconds=_JOIN_S)
+  except (RuntimeError, ValueError) as error:
+    raise ValueError(f"this process ({index if index is not None else '?'} of "
+                     f"{count if count is not None else '?'}) could not join the job at {where}: "
+                     f"{error}; check the address, the number of processes, and that each was "
+                     "started.") from error
+
+
+def _integers(given: dict[str, str | None]) -> tuple[int, int]:
+  try:
+    count, index = (int(v or "") for v in given.values())
+  except ValueError as error:
+    raise ValueError(f"{given} must be whole numbers.") from error
+  if not 0 <= index < count:
+    raise ValueError(f"JAX_PROCESS_ID is {index} and JAX_NUM_PROCESSES {count}; wanted 0 or more "
+                     "and less than that.")
+  return count, index
+
+
+def _free_port() -> int:
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    return s.getsockname()[1]
+
+
+_KEPT: list[Any] = []  # C calls it, Python must not forget it
+
+
+def _leave_on_abort() -> None:
+  """jax aborts where it has lost the others; here that is an exit like any other.
+
+  The handler runs in the thread that aborts, as a call, so that it may do what a call may.
+  """
+  def left(_: int) -> None:
+    _log.error("lost the job's other processes (what jax says is above); the same command goes on "
+               "from the newest checkpoint")
+    leave(exits.AGAIN)
+
+  handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(left)
+  _KEPT.append(handler)
+  libc = ctypes.CDLL(None)
+  libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+  libc.signal.restype = ctypes.c_void_p
+  libc.signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
+
+
+def leave(code: int) -> None:
+  """Ends this process now, without waiting for the others as an ordinary exit would."""
+  logging.shutdown()
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError, ValueError):
+      stream.flush()
+  os._exit(code)
+
+
+def agree(mine: bool) -> bool:
+  """Whether all processes say yes; every one must ask."""
+  if jax.process_count() == 1:
+    return mine
+  from jax.experimental import multihost_utils
+
+  return bool(np.all(multihost_utils.process_allgather(np.array([mine]))))
+
+
+@contextlib.contextmanager
+def computing() -> Iterator[None]:
+  """Around what all processes compute together: another one's end is no fault of this one.
+
+  Raises:
+    Again: a collective failed, or a device did.
+  """
+  try:
+    yield
+  except (jax.errors.JaxRuntimeError, ValueError) as error:
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" in text:
+      raise
+    lost = jax.process_count() > 1 and any(
+      word in text for word in ("Gloo", "UNAVAILABLE", "DEADLINE", "CANCELLED", "heartbeat"))
+    if lost or isinstance(error, jax.errors.JaxRuntimeError):
+      raise exits.Again(f"{'another process is gone' if lost else 'a device failed'}: "
+                        f"{' '.join(text.split())[:500]}") from error
+    raise

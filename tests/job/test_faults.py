@@ -1,0 +1,106 @@
+"""Real jobs of several processes: killed, stopped, resized, stuck, and refused."""
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch import local
+from omnijax import checkpoint, config
+from omnijax.job import exits
+from omnijax.train import metrics
+
+HERE = Path(__file__).parent
+EXPERIMENT = """
+from pathlib import Path
+from omnijax import config
+run = lambda: config.from_json(Path({!r}).read_text())
+"""
+# What the suite does in its own process: compile little, in a third of the time.
+ENV = {"PYTHONPATH": str(HERE.parents[1]), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+FAST = 10.0  # seconds that survivors may take
+
+
+@pytest.fixture
+def experiment(records, tmp_path):
+  """Writes an experiment file of `make_run`, changed."""
+  from test_loop import make_run
+
+  def write(**changes):
+    run = make_run(records, **{"mesh": config.Mesh(), "eval": config.Eval(every=0)} | changes)
+    (tmp_path / "run.json").write_text(config.to_json(run))
+    (tmp_path / "exp.py").write_text(EXPERIMENT.format(str(tmp_path / "run.json")))
+    return tmp_path / "exp.py"
+
+  return write
+
+
+def start(experiment, run_dir, processes, devices, **env):
+  command = [sys.executable, "-m", "omnijax.cli", "train", str(experiment), "--run-dir",
+             str(run_dir)]
+  return local.Gang(command, processes, devices=devices, env=ENV | env, echo=False)
+
+
+def after(run_dir, lines, gang):
+  """Waits until so many steps are written."""
+  path, deadline = run_dir / "metrics.jsonl", time.monotonic() + 180
+  while not (path.exists() and path.read_text().count("\n") >= lines):
+    assert all(m.poll() is None for m in gang.members), [x[-3:] for x in gang.lines]
+    assert time.monotonic() < deadline, [x[-3:] for x in gang.lines]
+    time.sleep(0.02)
+
+
+def ended(gang):
+  """Exit codes, and seconds from now until all are gone."""
+  begun = time.monotonic()
+  return gang.wait(), time.monotonic() - begun
+
+
+def test_killed_stopped_and_resized_it_is_still_the_same_run(experiment, whole, tmp_path):
+  run_dir, file = tmp_path / "run", experiment()
+  gang = start(file, run_dir, 2, 2)
+  after(run_dir, 3, gang)
+  gang.members[1].kill()
+  codes, seconds = ended(gang)
+  assert codes == [exits.AGAIN, -signal.SIGKILL] and seconds < FAST, (codes, gang.lines[0][-5:])
+  assert "another process is gone" in gang.lines[0][-1] or "lost the job" in gang.lines[0][-1]
+
+  gang = start(file, run_dir, 2, 2)
+  after(run_dir, 6, gang)
+  gang.members[1].send_signal(signal.SIGTERM)
+  codes, seconds = ended(gang)
+  assert codes == [0, 0] and seconds < FAST, (codes, gang.lines)
+  done = len(metrics.read(run_dir))
+  assert 6 <= done < 12 and checkpoint.steps(run_dir / "checkpoints")[-1] == done
+  assert "stopped on request" in (run_dir / "log.txt").read_text().splitlines()[-1]
+
+  gang = start(file, run_dir, 1, 4)
+  assert ended(gang)[0] == [0], gang.lines
+  got, want = ([line["loss"] for line in metrics.read(d)] for d in (run_dir, whole))
+  assert len(got) == len(want) == 12
+  assert got == pytest.approx(want, abs=1e-5)
+
+
+def test_a_job_without_its_coordinator_ends(experiment, tmp_path):
+  file = experiment(train=config.Train(steps=10_000, save_every=10_000))
+  run_dir = tmp_path / "run"
+  gang = start(file, run_dir, 2, 1)
+  after(run_dir, 2, gang)
+  gang.members[0].kill()
+  codes, seconds = ended(gang)
+  assert codes == [-signal.SIGKILL, exits.AGAIN] and seconds < FAST, (codes, gang.lines[1][-5:])
+
+
+def test_a_second_job_is_told_who_holds_the_run(experiment, tmp_path):
+  file, run_dir = experiment(train=config.Train(steps=10_000, save_every=10_000)), tmp_path / "run"
+  first = start(file, run_dir, 1, 1)
+  after(run_dir, 1, first)
+  second = start(file, run_dir, 1, 1)
+  assert ended(second)[0] == [exits.BAD_INPUT]
+  assert f"is being trained by process {first.members[0].pid} on " in second.lines[0][-1]
+  first.members[0].send_signal(signal.SIGTERM)
+  codes, seconds = ended(first)
+  assert codes == [0] and seconds < FAST
+  assert checkpoint.steps(run_dir / "checkpoints")[-1] == len(metrics.read(run_dir))
