@@ -6,6 +6,7 @@ seed. The position in the data is the step itself.
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import sys
 from collections.abc import Iterator
@@ -21,9 +22,9 @@ from omnijax import sharding
 from omnijax import vocab as vocab_lib
 from omnijax.data import loader as loader_lib
 from omnijax.evals import samples as samples_lib
+from omnijax.job import exits, processes
 from omnijax.job import lock as lock_lib
 from omnijax.job import preemption as preemption_lib
-from omnijax.job import processes
 from omnijax.job import watchdog as watchdog_lib
 from omnijax.tokenizers import load as tokenizers_lib
 from omnijax.train import ahead as ahead_lib
@@ -34,6 +35,8 @@ from omnijax.train import state as state_lib
 from omnijax.train import step as step_lib
 
 log = logging.getLogger("omnijax")
+# What a disk says that is full or broken.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE)
 
 # Fields that may change when a run resumes, because they don't change what is computed.
 _FREE = {"train": ("steps", "log_every", "save_every", "keep", "keep_every", "sample_every",
@@ -69,6 +72,12 @@ def train(run: config_lib.Run, run_dir: Path) -> None:
       dog = watchdog_lib.Watchdog(run.train.stuck_after_s, log_file)
       try:
         _train(run, r, run_dir, dog)
+      except OSError as error:
+        if error.errno not in _DISK:
+          raise
+        raise exits.Again(f"{error.filename or run_dir} can't be written: {error.strerror}; what "
+                          "was saved before is untouched, and the same command goes on from there"
+                          ) from error
       finally:
         dog.close()
 
@@ -84,12 +93,18 @@ def _train(run, r, run_dir, dog) -> None:
   log.info("starting at step %d: %.2fM parameters, mesh %s, %s", first,
            state_lib.parameter_count(state.model) / 1e6,
            dict(jax.sharding.get_mesh().shape), r.loader.stats())
-  try:
-    _Steps(run, r, saved, writer, run_dir, peak, dog).run(state, first)
-  finally:
-    saved.close()
+  with contextlib.ExitStack() as last:
     if writer is not None:
-      writer.close()
+      last.callback(writer.close)
+    last.callback(saved.close)
+    try:
+      _Steps(run, r, saved, writer, run_dir, peak, dog).run(state, first)
+    except BaseException:
+      for close in (saved.close, *([writer.close] if writer is not None else [])):
+        with contextlib.suppress(OSError, exits.Again):  # it would hide what happened first
+          close()
+      last.pop_all()
+      raise
 
 
 class _Steps:
@@ -245,16 +260,22 @@ def _opened(run: config_lib.Run, run_dir: Path) -> Iterator[Path]:
     except OSError as error:
       raise ValueError(f"the run directory {run_dir} can't be written ({error.strerror}); wanted a "
                        "writable directory: change --run-dir or its permissions.") from error
-    stack.callback(handler.close)
+    stack.callback(_close, handler)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     stack.callback(log.removeHandler, handler)
     try:
       yield log_file
     except BaseException as error:
-      handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, "%s: %s",
-                                    (type(error).__name__, error), sys.exc_info()))
+      with contextlib.suppress(OSError):
+        handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, "%s: %s",
+                                      (type(error).__name__, error), sys.exc_info()))
       raise
+
+
+def _close(handler: logging.Handler) -> None:
+  with contextlib.suppress(OSError):  # of a full disk, which has been told by then
+    handler.close()
 
 
 def _check_same(run: config_lib.Run, before: config_lib.Run, run_dir: Path) -> None:

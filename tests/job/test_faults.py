@@ -1,5 +1,7 @@
 """Real jobs of several processes: killed, stopped, resized, stuck, and refused."""
 
+import random
+import resource
 import signal
 import sys
 import time
@@ -104,3 +106,62 @@ def test_a_second_job_is_told_who_holds_the_run(experiment, tmp_path):
   codes, seconds = ended(first)
   assert codes == [0] and seconds < FAST
   assert checkpoint.steps(run_dir / "checkpoints")[-1] == len(metrics.read(run_dir))
+
+
+def test_a_disk_that_is_full_ends_the_job_and_harms_nothing(experiment, whole, tmp_path):
+  run_dir, file = tmp_path / "run", experiment()
+  gang = start(file, run_dir, 1, 1)
+  after(run_dir, 5, gang)
+  # To a process, a file that may not grow is like a disk that has no room for it.
+  small = 2**14, resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+  resource.prlimit(gang.members[0].pid, resource.RLIMIT_FSIZE, small)
+  codes, _ = ended(gang)
+  saved = checkpoint.steps(run_dir / "checkpoints")
+  assert codes == [exits.AGAIN] and 2 <= saved[-1] < 12, (codes, saved, gang.lines[0][-5:])
+  # Whichever file it hits first.
+  assert "saving step" in gang.lines[0][-1] or "can't be written" in gang.lines[0][-1]
+  assert "is untouched" in gang.lines[0][-1]
+  assert ended(start(file, run_dir, 1, 1))[0] == [0]
+  assert [x["loss"] for x in metrics.read(run_dir)] == pytest.approx(
+    [x["loss"] for x in metrics.read(whole)], abs=1e-5)
+
+
+def test_who_is_missing_or_misdirected_is_named_in_time(experiment, tmp_path):
+  command = [sys.executable, "-m", "omnijax.cli", "train", str(experiment()), "--run-dir",
+             str(tmp_path / "run")]
+  for env, message in (
+      ({"JAX_PROCESS_ID": "2"}, "JAX_PROCESS_ID is 2 and JAX_NUM_PROCESSES 2"),
+      ({"JAX_NUM_PROCESSES": "two"}, "must be whole numbers")):
+    wrong = local.Gang(command, 2, devices=1, env=ENV | env, echo=False)
+    assert wrong.wait() == [exits.BAD_INPUT] * 2
+    assert message in wrong.lines[0][-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "kills"), [(2, 20), (4, 10)])
+def test_random_kills(experiment, tmp_path, processes, kills):
+  """Of any process, at any time after the first step: within steps, saves and starts."""
+  seed = random.randrange(1 << 30)
+  rng = random.Random(seed)
+  file = experiment(train=config.Train(steps=4 * kills, save_every=2))
+  whole, run_dir = tmp_path / "whole", tmp_path / "run"
+  assert ended(start(file, whole, processes, 4 // processes))[0] == [0] * processes
+  for _ in range(kills):
+    before = len(metrics.read(run_dir)) if run_dir.exists() else 0
+    gang = start(file, run_dir, processes, 4 // processes)
+    saved = max(checkpoint.steps(run_dir / "checkpoints"), default=0)
+    after(run_dir, min(max(saved + rng.randrange(1, 5), 1), 4 * kills - 1), gang)
+    time.sleep(rng.random() * 0.5)
+    victim = rng.randrange(processes)
+    gang.members[victim].kill()
+    codes, seconds = ended(gang)
+    told = (seed, victim, before, codes, seconds, [x[-3:] for x in gang.lines])
+    if codes[victim] != -signal.SIGKILL:  # it was done already
+      break
+    assert seconds < FAST, told
+    assert all(c == exits.AGAIN for i, c in enumerate(codes) if i != victim), told
+  assert ended(start(file, run_dir, processes, 4 // processes))[0] == [0] * processes, seed
+  got, want = ([line["loss"] for line in metrics.read(d)] for d in (run_dir, whole))
+  assert got == want, seed
+  last = [checkpoint.steps(d / "checkpoints")[-1] for d in (run_dir, whole)]
+  assert last == [4 * kills] * 2
