@@ -239,11 +239,15 @@ class Optim:
   # Of AdamW's first moment; its second stays in float32.
   moment_dtype: Literal["float32", "bfloat16"] = "float32"
   clip_norm: float = 1.0
+  # Gradients that aren't finite change nothing, nor those whose norm is this many times what is
+  # usual; 0 is any number of times.
+  spike: float = 20.0
+  skips: int = 5  # steps in a row that change nothing, until a run goes back and leaves them out
   accumulate: int = 1  # micro-batches per step
   ema: float = 0.0  # decay of an average of the weights used for evaluation; 0 is off
 
   def __post_init__(self) -> None:
-    _positive(self, "peak_lr", "muon_lr", "accumulate", "clip_norm", "eps")
+    _positive(self, "peak_lr", "muon_lr", "accumulate", "clip_norm", "eps", "skips")
     if not 0 <= self.ema < 1:
       raise ValueError(f"Optim.ema is {self.ema}; wanted 0 (off) <= ema < 1.")
     if not 0 < self.decay_fraction <= 1:

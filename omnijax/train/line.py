@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 
 from omnijax import config as config_lib
 from omnijax import vocab as vocab_lib
@@ -24,6 +23,7 @@ class Line:
     self._run, self._vocab, self._tokenizers = run, vocab, tokenizers
     self._writer, self._peak = writer, peak
     self._waiting = None
+    self.skipped = 0  # steps in a row that changed nothing, as far as is known
     # When the step before the waiting one was finished; the first step's time has its compile.
     self._mark = time.perf_counter()
 
@@ -31,6 +31,11 @@ class Line:
     """Remembers this step and reports the one before it, which has been computed meanwhile."""
     self.flush()
     self._waiting = (step, metrics, batch, flops, waited)
+
+  def forget(self) -> None:
+    """What was remembered will be run again."""
+    self._waiting, self.skipped = None, 0
+    self.restart()
 
   def restart(self) -> None:
     """The next step's time starts now: what came between is not its."""
@@ -52,16 +57,18 @@ class Line:
     # Of all rows, taking those here for all: what the others read is not known here.
     share = self._run.data.rows / len(batch["segment"])
     positions = int((batch["segment"] > 0).sum()) * share
-    values |= {"grad_norm": float(got["grad_norm"]), "data_wait_s": waited, "step_s": seconds,
-               "tokens_per_s": positions / seconds,
+    skipped = int(got["skipped"])
+    if skipped:
+      _log.warning("step %d changed nothing: the norm of its gradients is %.3g (loss %.4g)",
+                   step + 1, got["grad_norm"], got["loss"])
+    values |= {"grad_norm": float(got["grad_norm"]), "skipped": skipped, "data_wait_s": waited,
+               "step_s": seconds, "tokens_per_s": positions / seconds,
                "mfu": share * sum(flops.values()) / seconds / (self._peak * jax.process_count())}
     if self._writer is not None:
       self._writer.write(step, values)
     if step % self._run.train.log_every == 0 or step + 1 == self._run.train.steps:
       self._print(step, values)
-    if not np.isfinite(values["loss"]):
-      raise FloatingPointError(f"the loss of step {step} is {values['loss']}; lower "
-                               "optim.peak_lr, or resume from an older checkpoint.")
+    self.skipped = skipped
 
   def _print(self, step: int, v: dict[str, Any]) -> None:
     means = {k: v["loss/" + k] for k in vocab_lib.MODALITIES}

@@ -35,6 +35,7 @@ from omnijax.train import state as state_lib
 from omnijax.train import step as step_lib
 
 log = logging.getLogger("omnijax")
+_TRIES = 3  # to go back to the same checkpoint
 # What a disk says that is full or broken.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE)
 
@@ -87,7 +88,7 @@ def _train(run, r, run_dir, dog) -> None:
   saved = checkpoint_lib.Checkpoints(run_dir / "checkpoints", r.identity, keep=run.train.keep,
                                      keep_every=run.train.keep_every)
   with processes.computing():
-    state = _restore_or_init(run, r, saved)
+    state, events = _restore_or_init(run, r, saved)
   first = int(state.step)
   writer = metrics_lib.Writer(run_dir, first) if jax.process_index() == 0 else None
   log.info("starting at step %d: %.2fM parameters, mesh %s, %s", first,
@@ -98,7 +99,7 @@ def _train(run, r, run_dir, dog) -> None:
       last.callback(writer.close)
     last.callback(saved.close)
     try:
-      _Steps(run, r, saved, writer, run_dir, peak, dog).run(state, first)
+      _Steps(run, r, saved, writer, run_dir, peak, dog, events).run(state, first)
     except BaseException:
       for close in (saved.close, *([writer.close] if writer is not None else [])):
         with contextlib.suppress(OSError, exits.Again):  # it would hide what happened first
@@ -110,20 +111,46 @@ def _train(run, r, run_dir, dog) -> None:
 class _Steps:
   """All steps; metrics of a step are fetched after the next one is on its way."""
 
-  def __init__(self, run, r, saved, writer, run_dir, peak, dog):
+  def __init__(self, run, r, saved, writer, run_dir, peak, dog, events):
     self._run, self._r, self._saved, self._writer = run, r, saved, writer
     self._run_dir, self._dog = run_dir, dog
+    # What happened that the rest depends on: it is saved with every step.
+    self._events: list[dict[str, Any]] = events
+    self._step: Any = step_lib.make_train_step(run)
     self._line = line_lib.Line(run, r.vocab, r.tokenizers, writer, peak)
     self._preemption = preemption_lib.Preemption()
 
   def run(self, state: state_lib.TrainState, first: int) -> None:
     """Steps from the first one on."""
-    run, last = self._run, self._run.train.steps
-    step_fn: Any = step_lib.make_train_step(run)
-    done, stopped = first, False
-    batches = ahead_lib.Ahead(self._r.loader.iterate(first, last))
+    last, done = self._run.train.steps, first
+    while True:
+      state, done = self._stretch(state, done)
+      self._line.flush()
+      if not self._astray():
+        break
+      state, done = self._go_back(done)
+    if done > first:
+      self._save(done, state)
+    if done < last:
+      log.info("stopped on request: step %d of %d is saved; the same command goes on", done, last)
+      return
+    # One program for the whole run: anything else is a step that was compiled twice.
+    assert first == last or self._step._cache_size() == 1, self._step._cache_size()
+    if first < last:
+      self._sample(state, last)
+
+  def _astray(self) -> bool:
+    return self._line.skipped >= self._run.optim.skips
+
+  def _stretch(self, state: state_lib.TrainState, first: int
+               ) -> tuple[state_lib.TrainState, int]:
+    """Steps to the end of the run, or until asked to stop, or until too many changed nothing."""
+    run, last, done = self._run, self._run.train.steps, first
+    moved = sum(e["left_out"] for e in self._events)
+    batches = ahead_lib.Ahead(self._r.loader.iterate(first + moved, last + moved))
     try:
-      while done < last and not stopped:
+      stopped = False
+      while done < last and not stopped and not self._astray():
         self._dog.alive(f"waiting for the data of step {done + 1}")
         batch = batches.next(self._preemption)
         if batch is None:  # asked to stop meanwhile
@@ -132,10 +159,11 @@ class _Steps:
         flops = metrics_lib.model_flops(run.model, self._r.vocab, batch)
         placed = sharding.place(batch, run.data.rows)
         with processes.computing(), jax.transfer_guard("disallow"):
-          state, metrics = step_fn(state, placed)
+          state, metrics = self._step(state, placed)
         self._line.dispatched(done, metrics, batch, flops, batches.waited)
         done += 1
         stopped = self._between(state, done)
+      return state, done
     except BaseException as error:
       if isinstance(error, KeyboardInterrupt):
         log.info("interrupted after step %d; run the same command again to go on", done)
@@ -147,16 +175,28 @@ class _Steps:
       raise
     finally:
       batches.close()
-    self._line.flush()
-    if done > first:
-      self._save(done, state)
-    if done < last:
-      log.info("stopped on request: step %d of %d is saved; the same command goes on", done, last)
-      return
-    # One program for the whole run: anything else is a step that was compiled twice.
-    assert first == last or step_fn._cache_size() == 1, step_fn._cache_size()
-    if first < last:
-      self._sample(state, last)
+
+  def _go_back(self, done: int) -> tuple[state_lib.TrainState, int]:
+    """To the newest checkpoint, leaving out the data from there to here (as PaLM, 2022)."""
+    self._dog.alive("going back to the newest checkpoint")
+    self._saved.wait()
+    step = self._saved.latest
+    before = [e["step"] for e in self._events]
+    if step is None or before.count(step) >= _TRIES:
+      raise exits.Never(
+        f"the last {self._run.optim.skips} steps before {done + 1} changed nothing, for their "
+        f"gradients are too large or not finite, and going back to step {step} "
+        f"{before.count(step)} times did not help; lower optim.peak_lr or raise optim.warmup_steps "
+        "in a new run directory.")
+    with processes.computing():
+      state, _ = _restore_or_init(self._run, self._r, self._saved)
+    self._events.append({"kind": "went back", "step": step, "from": done, "left_out": done - step})
+    log.warning("%d steps in a row changed nothing: back from step %d to %d, leaving out the data "
+                "between them", self._run.optim.skips, done, step)
+    self._line.forget()
+    if self._writer is not None:
+      self._writer.go_back(step)
+    return state, step
 
   def _between(self, state: state_lib.TrainState, done: int) -> bool:
     """Whatever is due after a step; whether to stop."""
@@ -174,8 +214,9 @@ class _Steps:
       line.restart()
     if done % run.train.save_every == 0 and done < run.train.steps:
       line.flush()
-      self._dog.alive(f"saving step {done}")
-      self._saved.save(done, state.model, _rest(state))
+      if not line.skipped:  # else it may be what to go back from
+        self._dog.alive(f"saving step {done}")
+        self._saved.save(done, state.model, _rest(state), self._events)
       line.restart()
     return self._preemption.reached()
 
@@ -185,7 +226,7 @@ class _Steps:
     with processes.computing():
       self._saved.wait()
       if self._saved.latest != done:
-        self._saved.save(done, state.model, _rest(state))
+        self._saved.save(done, state.model, _rest(state), self._events)
       self._saved.wait()
 
   def _sample(self, state: state_lib.TrainState, done: int) -> None:
@@ -293,13 +334,14 @@ def _rest(state: state_lib.TrainState) -> dict[str, Any]:
   return {"step": state.step, "opt_state": state.opt_state}
 
 
-def _restore_or_init(run, r, saved) -> state_lib.TrainState:
+def _restore_or_init(run, r, saved) -> tuple[state_lib.TrainState, list[dict[str, Any]]]:
   like = state_lib.abstract(run, r.vocab)
   found = saved.restore(like.model, _rest(like))
   if found is None:
-    return state_lib.init(run, r.vocab, vectors=tokenizers_lib.vectors_of(r.tokenizers, r.vocab))
-  model, rest, _ = found
-  return state_lib.TrainState(rest["step"], model, rest["opt_state"])
+    vectors = tokenizers_lib.vectors_of(r.tokenizers, r.vocab)
+    return state_lib.init(run, r.vocab, vectors=vectors), []
+  model, rest, events = found
+  return state_lib.TrainState(rest["step"], model, rest["opt_state"]), events
 
 
 def _deleted(state: state_lib.TrainState) -> bool:

@@ -133,6 +133,16 @@ class Writer:
   """Appends a run's figures to metrics.jsonl, eval.jsonl and TensorBoard event files."""
 
   def __init__(self, run_dir: Path, resume_step: int):
+    self._run_dir = run_dir
+    self._open(resume_step)
+
+  def go_back(self, step: int) -> None:
+    """Forgets this step and all later ones, which will be run again."""
+    self.close()
+    self._open(step)
+
+  def _open(self, resume_step: int) -> None:
+    run_dir = self._run_dir
     self._files = {}
     for name in ("metrics", "eval"):
       path = run_dir / f"{name}.jsonl"

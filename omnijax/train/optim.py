@@ -109,8 +109,48 @@ def _ema(decay: float) -> optax.GradientTransformation:
   return optax.GradientTransformation(lambda p: EmaState(jax.tree.map(jnp.copy, p)), update)
 
 
+class GuardState(NamedTuple):
+  """Of `_guarded`."""
+
+  usual: jax.Array  # float32 [], decayed mean of the norms of gradients that were taken
+  taken: jax.Array  # int32 [], how many
+  skipped: jax.Array  # int32 [], in a row until now
+  inner: optax.OptState
+
+
+_MEMORY = 0.98  # decay of the usual norm
+_KNOWN = 50  # norms taken until the usual one is known
+
+
+def _guarded(inner: optax.GradientTransformation, spike: float) -> optax.GradientTransformation:
+  """Leaves everything as it is where gradients aren't finite, or far above what is usual.
+
+  Spikes of the gradients' norm come before those of the loss (OLMo 2, 2025).
+  """
+  def init(params):
+    return GuardState(jnp.float32(0), jnp.int32(0), jnp.int32(0), inner.init(params))
+
+  def update(updates, state, params=None):
+    norm = optax.tree.norm(updates).astype(jnp.float32)
+    fine = jnp.isfinite(norm)
+    if spike:
+      usual = state.usual / (1 - _MEMORY ** jnp.maximum(state.taken, 1).astype(jnp.float32))
+      fine &= (state.taken < _KNOWN) | (norm <= spike * usual)
+    made, after = inner.update(updates, state.inner, params)
+    pick = lambda new, old: jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, old)
+    mean = _MEMORY * state.usual + (1 - _MEMORY) * norm
+    return pick(made, jax.tree.map(jnp.zeros_like, made)), GuardState(
+      jnp.where(fine, mean, state.usual), state.taken + fine, jnp.where(fine, 0, state.skipped + 1),
+      pick(after, state.inner))
+
+  return optax.GradientTransformation(init, update)
+
+
 def make(cfg: config_lib.Optim, steps: int) -> optax.GradientTransformation:
-  """The whole optimizer: clipping, one transformation per role, and the average of weights."""
+  """The whole optimizer: clipping, one transformation per role, the average of weights, a guard.
+
+  Its state is a `GuardState`.
+  """
   def adamw(decay: float) -> optax.GradientTransformation:
     return optax.adamw(schedule(cfg, steps, cfg.peak_lr), cfg.b1, cfg.b2, cfg.eps,
                        mu_dtype=cfg.moment_dtype, weight_decay=decay)
@@ -128,7 +168,7 @@ def make(cfg: config_lib.Optim, steps: int) -> optax.GradientTransformation:
                             "gain": adamw(0.0), "fixed": optax.set_to_zero()}, roles)]
   if cfg.ema:
     parts.append(_ema(cfg.ema))
-  return optax.chain(*parts)
+  return _guarded(optax.chain(*parts), cfg.spike)
 
 
 def averaged(model: Any, opt_state: optax.OptState) -> Any:

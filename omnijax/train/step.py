@@ -34,7 +34,7 @@ def make_train_step(run: config_lib.Run) -> jax.stages.Wrapped:
     updates, opt_state = tx.update(grads, state.opt_state, state.model)
     model = optax.apply_updates(state.model, updates)
     metrics = {"loss": loss, "sums": sums, "dens": dens, "step": state.step,
-               "grad_norm": optax.tree.norm(grads)}
+               "grad_norm": optax.tree.norm(grads), "skipped": opt_state.skipped}
     return TrainState(state.step + 1, model, opt_state), metrics
 
   kind = jax.sharding.get_mesh().devices.flat[0].device_kind

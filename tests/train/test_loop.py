@@ -1,5 +1,6 @@
 """The life of a run: real tokenizers and records, killed and resumed, evaluated and refused."""
 
+import dataclasses
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from PIL import Image
 
 from omnijax import checkpoint, config
 from omnijax.data import encode, loader, prepare
+from omnijax.job import exits
 from omnijax.tokenizers import load as tokenizers_lib
 from omnijax.train import loop, metrics
 
@@ -195,3 +197,57 @@ def test_a_run_over_context_and_experts_writes_samples_too(records, tmp_path):
   loop.train(run, tmp_path / "run")
   assert any((tmp_path / "run" / "samples").rglob("*.png"))
   assert len(losses(tmp_path / "run")) == 2
+
+
+def poisoned(monkeypatch, bad):
+  """Batches of these numbers have a weight that is no number."""
+  whole = loader.Loader.iterate
+
+  def iterate(self, first, last=None):
+    for number, batch in enumerate(whole(self, first, last), first):
+      if number in bad:
+        batch = batch | {"weight": np.full_like(batch["weight"], np.nan)}
+      yield batch
+
+  monkeypatch.setattr(loader.Loader, "iterate", iterate)
+
+
+def test_a_step_whose_gradients_are_not_finite_changes_nothing(whole, records, tmp_path,
+                                                               monkeypatch):
+  poisoned(monkeypatch, {5})
+  run = make_run(records, eval=config.Eval(every=0))
+  loop.train(run, tmp_path / "run")
+  lines = metrics.read(tmp_path / "run")
+  assert [line["skipped"] for line in lines] == [int(i == 5) for i in range(STEPS)]
+  assert np.isnan(lines[5]["loss"]) and lines[4]["loss"] == metrics.read(whole)[4]["loss"]
+  assert all(np.isfinite(line["loss"]) for i, line in enumerate(lines) if i != 5)
+  assert lines[-1]["loss"] < lines[0]["loss"] - 0.5
+
+
+def test_many_of_them_are_left_out(records, tmp_path, monkeypatch):
+  """Back to the checkpoint before them, on with the data after them, twice the same."""
+  poisoned(monkeypatch, {5, 6, 7})
+  run = make_run(records, eval=config.Eval(every=0), optim={"skips": 2},
+                 train=config.Train(steps=STEPS, save_every=4))
+  for name in "ab":
+    loop.train(run, tmp_path / name)
+  a, b = ([line["loss"] for line in metrics.read(tmp_path / name)] for name in "ab")
+  assert a == b and len(a) == STEPS and np.isfinite(a).all()
+  found = checkpoint.identity.read(tmp_path / "a" / "checkpoints" / str(STEPS))
+  assert found["events"] == [{"kind": "went back", "step": 4, "from": 8, "left_out": 4}]
+  # After a resume the data goes on from there, too.
+  read = []
+  whole = loader.Loader.iterate
+  monkeypatch.setattr(loader.Loader, "iterate",
+                      lambda self, *span: read.append(span) or whole(self, *span))
+  longer = dataclasses.replace(run, train=dataclasses.replace(run.train, steps=STEPS + 2))
+  loop.train(longer, tmp_path / "a")
+  assert read[0] == (STEPS + 4, STEPS + 6)
+
+
+def test_a_run_that_can_not_go_on_says_so(records, tmp_path, monkeypatch):
+  poisoned(monkeypatch, set(range(3, 1000)))
+  run = make_run(records, eval=config.Eval(every=0), optim={"skips": 2})
+  with pytest.raises(exits.Never, match="going back to step 2 3 times did not help"):
+    loop.train(run, tmp_path / "run")
+  assert checkpoint.read_identity(tmp_path / "run" / "checkpoints")[0] == 2

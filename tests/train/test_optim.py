@@ -3,7 +3,9 @@
 import collections
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 from flax import nnx
@@ -47,3 +49,30 @@ def test_schedules(kind, middle, end):
   assert (np.diff(values[:11]) > 0).all() and 0 < values[0] < values[10] == 1.0
   np.testing.assert_allclose(values[60], middle, atol=0.01)
   np.testing.assert_allclose(values[110], end, atol=0.01)
+
+
+def test_spikes_and_what_is_not_finite_change_nothing(mesh):
+  tx = optim._guarded(optax.trace(0.9), 10.0)
+  params = {"w": jnp.ones(4)}
+  update = jax.jit(lambda g, s: tx.update({"w": g}, s, params))
+  state = tx.init(params)
+  for _ in range(60):
+    step, state = update(jnp.full(4, 0.5), state)
+    assert float(step["w"][0]) > 0
+  for bad in (jnp.full(4, 6.0), jnp.full(4, jnp.nan), jnp.array([0, 0, jnp.inf, 0])):
+    before = state
+    step, state = update(bad, state)
+    assert not np.any(np.asarray(step["w"]))
+    np.testing.assert_array_equal(state.inner.trace["w"], before.inner.trace["w"])
+    assert int(state.skipped) == int(before.skipped) + 1 and int(state.taken) == 60
+    assert float(state.usual) == float(before.usual)
+  step, state = update(jnp.full(4, 4.5), state)  # nine times what is usual
+  assert float(step["w"][0]) > 0 and int(state.skipped) == 0 and int(state.taken) == 61
+
+
+def test_before_it_is_known_what_is_usual_only_what_is_not_finite_is_skipped(mesh):
+  tx = optim._guarded(optax.identity(), 10.0)
+  state = tx.init({"w": jnp.ones(1)})
+  for value, skipped in ((1e-3, 0), (1e3, 0), (jnp.nan, 1), (1.0, 0)):
+    _, state = tx.update({"w": jnp.full(1, value)}, state, {"w": jnp.ones(1)})
+    assert int(state.skipped) == skipped
