@@ -148,6 +148,11 @@ def _parser() -> argparse.ArgumentParser:
   p = command(commands, "bench", None, "Measures the speed of omnijax on this machine.\n")
   _bench_commands(p.add_subparsers(metavar="WHAT", required=True, parser_class=Parser))
 
+  p = command(commands, "goodput", _goodput, usage.GOODPUT)
+  p.add_argument("run", metavar="RUN", type=Path, help="directory of a run")
+  for name, text in (("json", "all figures"), ("html", "a page with a plot")):
+    p.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"writes {text}")
+
   p = command(commands, "eval", _eval, usage.EVAL)
   p.add_argument("run", metavar="RUN", type=Path, help="directory of a run")
   p.add_argument("--data", type=Path, metavar="DIR", help="prepared records (default: the "
@@ -318,9 +323,10 @@ def _train(args: argparse.Namespace, fields: list[str]) -> None:
   from omnijax.job import processes
 
   processes.join()
+  from omnijax.job import goodput
   from omnijax.train import loop
 
-  loop.train(run, args.run_dir)
+  loop.train(run, args.run_dir, begun=goodput.began())
 
 
 def _checkpoint(args: argparse.Namespace, _: list[str]) -> None:
@@ -358,6 +364,12 @@ def _bench_step(args: argparse.Namespace, fields: list[str]) -> None:
 
   command.run(run, against=args.against, repeats=args.repeats, steps=args.steps,
               document=args.document, mix=args.mix, json=args.json, html=args.html)
+
+
+def _goodput(args: argparse.Namespace, _: list[str]) -> None:
+  from omnijax.evals import goodput
+
+  goodput.show(args.run, json=args.json, html=args.html)
 
 
 def _eval(args: argparse.Namespace, _: list[str]) -> None:

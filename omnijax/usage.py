@@ -75,6 +75,11 @@ The same command on every host of a job makes one job of them, found as jax find
 makes all save the same step and end. Exit codes: 0 done or stopped on request, 2 bad input, 42 no
 checkpoint is good, 75 try again, 76 stuck, try again.
 """
+GOODPUT = """\
+Where the time of a run went, over all its starts: steps that count, and everything else.
+
+  omnijax goodput runs/first --html goodput.html
+"""
 EVAL = """\
 Held-out loss of each modality of a run's newest checkpoint, in nats and in physical units.
 

@@ -22,7 +22,7 @@ from omnijax import sharding
 from omnijax import vocab as vocab_lib
 from omnijax.data import loader as loader_lib
 from omnijax.evals import samples as samples_lib
-from omnijax.job import exits, processes
+from omnijax.job import exits, goodput, processes
 from omnijax.job import lock as lock_lib
 from omnijax.job import preemption as preemption_lib
 from omnijax.job import watchdog as watchdog_lib
@@ -53,11 +53,15 @@ class _Resolved(NamedTuple):
   identity: checkpoint_lib.Identity
 
 
-def train(run: config_lib.Run, run_dir: Path) -> None:
+def train(run: config_lib.Run, run_dir: Path, *, begun: float | None = None) -> None:
   """Trains until run.train.steps, from wherever the run directory left off.
 
   Every process of a job calls it, after `job.processes.join`. On SIGTERM to any of them all save
   the same step and return.
+
+  Args:
+    run, run_dir: what to train, and where.
+    begun: when this process did, for the account of its time; now by default.
 
   Raises:
     ValueError: the config, the data, the run directory and the devices don't fit together, or
@@ -71,8 +75,10 @@ def train(run: config_lib.Run, run_dir: Path) -> None:
     r = _resolve(run)
     with _opened(run, run_dir) as log_file:
       dog = watchdog_lib.Watchdog(run.train.stuck_after_s, log_file)
+      path = run_dir / "goodput.jsonl" if jax.process_index() == 0 else None
+      ledger = goodput.Ledger(path, begun)
       try:
-        _train(run, r, run_dir, dog)
+        _train(run, r, run_dir, dog, ledger)
       except OSError as error:
         if error.errno not in _DISK:
           raise
@@ -81,12 +87,15 @@ def train(run: config_lib.Run, run_dir: Path) -> None:
                           ) from error
       finally:
         dog.close()
+        with contextlib.suppress(OSError):
+          ledger.close()
 
 
-def _train(run, r, run_dir, dog) -> None:
+def _train(run, r, run_dir, dog, ledger) -> None:
   peak = metrics_lib.peak_flops()
   saved = checkpoint_lib.Checkpoints(run_dir / "checkpoints", r.identity, keep=run.train.keep,
                                      keep_every=run.train.keep_every)
+  ledger.enter("restore")
   with processes.computing():
     state, events = _restore_or_init(run, r, saved)
   first = int(state.step)
@@ -99,7 +108,7 @@ def _train(run, r, run_dir, dog) -> None:
       last.callback(writer.close)
     last.callback(saved.close)
     try:
-      _Steps(run, r, saved, writer, run_dir, peak, dog, events).run(state, first)
+      _Steps(run, r, saved, writer, run_dir, peak, dog, ledger, events).run(state, first)
     except BaseException:
       for close in (saved.close, *([writer.close] if writer is not None else [])):
         with contextlib.suppress(OSError, exits.Again):  # it would hide what happened first
@@ -111,9 +120,9 @@ def _train(run, r, run_dir, dog) -> None:
 class _Steps:
   """All steps; metrics of a step are fetched after the next one is on its way."""
 
-  def __init__(self, run, r, saved, writer, run_dir, peak, dog, events):
+  def __init__(self, run, r, saved, writer, run_dir, peak, dog, ledger, events):
     self._run, self._r, self._saved, self._writer = run, r, saved, writer
-    self._run_dir, self._dog = run_dir, dog
+    self._run_dir, self._dog, self._ledger = run_dir, dog, ledger
     # What happened that the rest depends on: it is saved with every step.
     self._events: list[dict[str, Any]] = events
     self._step: Any = step_lib.make_train_step(run)
@@ -123,12 +132,15 @@ class _Steps:
   def run(self, state: state_lib.TrainState, first: int) -> None:
     """Steps from the first one on."""
     last, done = self._run.train.steps, first
+    self._ledger.begin(first)
     while True:
       state, done = self._stretch(state, done)
       self._line.flush()
       if not self._astray():
         break
       state, done = self._go_back(done)
+      self._ledger.at(done)
+    self._ledger.enter("end")
     if done > first:
       self._save(done, state)
     if done < last:
@@ -152,16 +164,21 @@ class _Steps:
       stopped = False
       while done < last and not stopped and not self._astray():
         self._dog.alive(f"waiting for the data of step {done + 1}")
+        self._ledger.enter("data")
         batch = batches.next(self._preemption)
         if batch is None:  # asked to stop meanwhile
           break
-        self._dog.alive(f"step {done + 1}" + (", which is compiled" if done == first else ""))
+        compiles = not self._step._cache_size()
+        self._dog.alive(f"step {done + 1}" + (", which is compiled" if compiles else ""))
+        self._ledger.enter("compile" if compiles else "step")
         flops = metrics_lib.model_flops(run.model, self._r.vocab, batch)
         placed = sharding.place(batch, run.data.rows)
         with processes.computing(), jax.transfer_guard("disallow"):
           state, metrics = self._step(state, placed)
+        self._ledger.enter("step")
         self._line.dispatched(done, metrics, batch, flops, batches.waited)
         done += 1
+        self._ledger.at(done)
         stopped = self._between(state, done)
       return state, done
     except BaseException as error:
@@ -179,6 +196,7 @@ class _Steps:
   def _go_back(self, done: int) -> tuple[state_lib.TrainState, int]:
     """To the newest checkpoint, leaving out the data from there to here (as PaLM, 2022)."""
     self._dog.alive("going back to the newest checkpoint")
+    self._ledger.enter("restore")
     self._saved.wait()
     step = self._saved.latest
     before = [e["step"] for e in self._events]
@@ -204,6 +222,7 @@ class _Steps:
     self._saved.poll()
     if run.eval.every and done % run.eval.every == 0:
       line.flush()
+      self._ledger.enter("eval")
       values = _evaluate(run, self._r, state, self._preemption, self._dog)
       if self._writer is not None and values is not None:
         self._writer.write_eval(done, values)
@@ -215,6 +234,7 @@ class _Steps:
     if done % run.train.save_every == 0 and done < run.train.steps:
       line.flush()
       if not line.skipped:  # else it may be what to go back from
+        self._ledger.enter("save")
         self._dog.alive(f"saving step {done}")
         self._saved.save(done, state.model, _rest(state), self._events)
       line.restart()
@@ -223,6 +243,7 @@ class _Steps:
   def _save(self, done: int, state: state_lib.TrainState) -> None:
     """Saves a step, if it isn't, and waits for it."""
     self._dog.alive(f"saving step {done}")
+    self._ledger.enter("save")
     with processes.computing():
       self._saved.wait()
       if self._saved.latest != done:
@@ -234,6 +255,7 @@ class _Steps:
       log.info("samples are written by jobs of one process; `omnijax generate` makes some")
       return
     self._dog.alive(f"writing samples of step {done}")
+    self._ledger.enter("sample")
     model = optim.averaged(state.model, state.opt_state)
     assert self._writer is not None
     samples_lib.write(self._run, self._r.vocab, self._r.tokenizers, model, done, self._run_dir,
