@@ -18,6 +18,7 @@ def run() -> config.Run:
     model=dataclasses.replace(large.model, layers=20, dim=2048, heads=16, kv_heads=8, mlp=6144,
                               depth_layers=4, depth_dim=768, depth_heads=12, depth_mlp=2048),
     data=dataclasses.replace(large.data, rows=128, positions=4096, frames=640),
+    loss=config.Loss(),
     optim=dataclasses.replace(large.optim, peak_lr=4e-4),
     mesh=config.Mesh(fsdp=64),
     train=dataclasses.replace(large.train, steps=570_000),

@@ -19,6 +19,7 @@ def run() -> config.Run:
                               depth_dim=2048, depth_heads=32, depth_mlp=5632, remat="full"),
     # Two rows a chip: with one, libtpu 0.0.50 crashes.
     data=dataclasses.replace(small.data, rows=2048),
+    loss=config.Loss(),
     optim=dataclasses.replace(small.optim, peak_lr=1.5e-4),
     mesh=config.Mesh(data=8, fsdp=128),
     train=dataclasses.replace(small.train, steps=240_000),

@@ -20,6 +20,7 @@ def run() -> config.Run:
                                  image_size=65_536, audio_size=2048),
     data=config.Data(sources=("data/text", "data/images", "data/speech"), weights=(60, 25, 15),
                      rows=128, positions=8192, frames=1280),
+    loss=config.Loss(chunk=1024),  # half a GiB less than 2,048, at the same estimated speed
     optim=config.Optim(peak_lr=3e-4, warmup_steps=2000, schedule="wsd"),
     mesh=config.Mesh(fsdp=64),
     train=config.Train(steps=1_430_000, save_every=1000, log_every=20),

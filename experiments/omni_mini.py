@@ -22,6 +22,7 @@ def run() -> config.Run:
                                    image="tokenizers/image_16k", text_size=48_896,
                                    image_size=16_384),
     data=dataclasses.replace(large.data, rows=64, positions=4096, frames=640),
+    loss=config.Loss(),
     optim=dataclasses.replace(large.optim, peak_lr=6e-4),
     mesh=config.Mesh(fsdp=16),
     train=dataclasses.replace(large.train, steps=380_000),

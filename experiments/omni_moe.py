@@ -18,6 +18,7 @@ def run() -> config.Run:
     model=dataclasses.replace(dense.model, mlp=7168, experts=16, experts_per_token=2,
                               modality_experts=(1, 1, 1), remat="full"),
     data=dataclasses.replace(dense.data, rows=256),
+    loss=config.Loss(),
     mesh=config.Mesh(fsdp=32, expert=8),
     train=dataclasses.replace(dense.train, steps=715_000),
   )
