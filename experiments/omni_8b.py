@@ -1,8 +1,8 @@
 """Omni 8B: the shape of Llama 3.1 8B with a depth transformer, on 64 chips of TPU v5p.
 
 Purpose: the size that teams train for weeks. Budget: 1.5 T positions, 60 % text, 25 % images, 15 %
-speech. Hardware: v5p:4x4x4. Planned (experiments/results/plans): 54.8 GiB of a chip, 3.10 s a step,
-62.0 % MFU; on v6e:16x16 29.8 GiB and 46.8 %, on 4 slices of v5e:16x16 8.9 GiB and 49.6 %.
+speech. Hardware: v5p:4x4x4. Planned (experiments/results/plans): 54.0 GiB of a chip, 3.10 s a step,
+62.0 % MFU; on v6e:16x16 29.2 GiB and 46.2 %, on 4 slices of v5e:16x16 8.9 GiB and 49.6 %.
 """
 
 from omnijax import config
