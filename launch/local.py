@@ -41,8 +41,9 @@ class Gang:
     self.lines: list[list[str]] = [[] for _ in range(processes)]
     self.members, self._pumps = [], []
     for i in range(processes):
-      mine = {"JAX_COORDINATOR_ADDRESS": where, "JAX_NUM_PROCESSES": str(processes),
-              "JAX_PROCESS_ID": str(i), "PYTHONUNBUFFERED": "1"}
+      mine = {"JAX_COORDINATOR_ADDRESS": where, "JAX_COORDINATOR_BIND_ADDRESS": where,
+              "JAX_NUM_PROCESSES": str(processes), "JAX_PROCESS_ID": str(i),
+              "PYTHONUNBUFFERED": "1"}
       if devices is not None:
         mine |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
       member = subprocess.Popen(command, env=os.environ | mine | dict(env or {}), text=True,

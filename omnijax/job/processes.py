@@ -45,8 +45,9 @@ def join() -> None:
       int(os.environ.get(k) or 1) > 1 for k in _COUNTS):
     _initialize(None, None, None)
   else:
-    # Even alone: this is what saves a step on SIGTERM.
-    _initialize(f"127.0.0.1:{_free_port()}", 1, 0)
+    # Even alone: this is what saves a step on SIGTERM. Nobody else can reach it.
+    here = f"127.0.0.1:{_free_port()}"
+    _initialize(here, 1, 0, listen=here)
   if jax.process_count() > 1:
     _leave_on_abort()
   if jax.process_index() > 0:  # what all say, process 0 says
@@ -59,9 +60,11 @@ def several() -> bool:
   return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def _initialize(where: str | None, count: int | None, index: int | None) -> None:
+def _initialize(where: str | None, count: int | None, index: int | None, *,
+                listen: str | None = None) -> None:
   try:
-    jax.distributed.initialize(where, count, index, initialization_timeout=_JOIN_S,
+    jax.distributed.initialize(where, count, index, coordinator_bind_address=listen,
+                               initialization_timeout=_JOIN_S,
                                heartbeat_timeout_seconds=_HEARTBEAT_S,
                                shutdown_timeout_seconds=_JOIN_S)
   except (RuntimeError, ValueError) as error:
