@@ -18,8 +18,8 @@ import subprocess
 import sys
 from typing import Any
 
-from omnijax.bench import page
 from omnijax.evals import charts
+from omnijax.evals.report_style import page
 
 HERE = pathlib.Path(__file__).parent
 OUT = HERE / "results" / "bench"
@@ -106,7 +106,7 @@ def draw() -> None:
   about = (f"<p>{f['parameters'] / 1e6:.1f} M parameters, {f['dtype']}, on {f['device']}, commit "
            f"{f['commit']}, jax {f['jax']}. MFU counts the model's FLOPs only, attention within "
            f"documents once, of {f['peak_flops_of']} in each run.</p>")
-  (OUT / "sweep.html").write_text(page.page("MFU of the train step", about + "".join(shown)),
+  (OUT / "sweep.html").write_text(page("MFU of the train step", about + "".join(shown)),
                                   "utf-8")
 
 

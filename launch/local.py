@@ -11,7 +11,6 @@ every process saves and ends.
 import argparse
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from omnijax import host
 from omnijax.job import exits
 
 _LEAVE_S = 30  # for the others to end by themselves after the first did
@@ -37,7 +37,7 @@ class Gang:
 
   def __init__(self, command: Sequence[str], processes: int, *, devices: int | None = None,
                env: Mapping[str, str] | None = None, echo: bool = True):
-    where = f"127.0.0.1:{_free_port()}"
+    where = f"127.0.0.1:{host.free_port()}"
     self.lines: list[list[str]] = [[] for _ in range(processes)]
     self.members, self._pumps = [], []
     for i in range(processes):
@@ -88,12 +88,6 @@ def verdict(codes: Sequence[int]) -> int | None:
     if final in codes:
       return final
   return exits.DONE if not any(codes) else None
-
-
-def _free_port() -> int:
-  with socket.socket() as s:
-    s.bind(("127.0.0.1", 0))
-    return s.getsockname()[1]
 
 
 def _newest(run_dir: Path | None) -> int:

@@ -248,6 +248,8 @@ class Optim:
 
   def __post_init__(self) -> None:
     _positive(self, "peak_lr", "muon_lr", "accumulate", "clip_norm", "eps", "skips")
+    if self.spike < 0:
+      raise ValueError(f"Optim.spike is {self.spike}; wanted 0 or more.")
     if not 0 <= self.ema < 1:
       raise ValueError(f"Optim.ema is {self.ema}; wanted 0 (off) <= ema < 1.")
     if not 0 < self.decay_fraction <= 1:
@@ -286,6 +288,9 @@ class Train:
 
   def __post_init__(self) -> None:
     _positive(self, "steps", "log_every", "save_every", "keep")
+    if min(self.keep_every, self.sample_every, self.stuck_after_s) < 0:
+      raise ValueError(f"Train.keep_every, sample_every and stuck_after_s are {self.keep_every}, "
+                       f"{self.sample_every} and {self.stuck_after_s}; none may be below 0.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,9 @@
-"""What a process arranges for itself before work begins: its memory, where its log goes."""
+"""What a process arranges for itself before work begins: its memory, its log, a port."""
 
 import ctypes
 import importlib.util
 import logging
+import socket
 import sys
 
 # Options of glibc's mallopt(3).
@@ -33,3 +34,10 @@ def log_to_stderr() -> None:
     log.addHandler(handler)
   log.setLevel(logging.INFO)
   log.propagate = False
+
+
+def free_port() -> int:
+  """A TCP port of this machine that nobody listens on."""
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    return s.getsockname()[1]

@@ -172,10 +172,10 @@ def check_divides(run: config_lib.Run, mesh: Mesh, rules: Rules = RULES) -> None
 
 def rows_here(rows: int, rules: Rules = RULES) -> range:
   """The rows of a global batch that this process's devices hold, on the current mesh."""
-  place_ = NamedSharding(jax.sharding.get_mesh(), rules("batch"))
-  held = [index[0].indices(rows) for index in place_.addressable_devices_indices_map(
+  where = NamedSharding(jax.sharding.get_mesh(), rules("batch"))
+  held = [index[0].indices(rows) for index in where.addressable_devices_indices_map(
     (rows,)).values() if index]
-  return range(min(h[0] for h in held), max(h[1] for h in held)) if held else range(rows)
+  return range(min(h[0] for h in held), max(h[1] for h in held))
 
 
 def place(batch: dict[str, np.ndarray], rows: int | None = None, rules: Rules = RULES

@@ -4,7 +4,7 @@ import html as html_lib
 from typing import Any
 
 from omnijax.evals import charts
-from omnijax.evals.report_style import CSS
+from omnijax.evals.report_style import page
 
 _COLOURS = {"ours": "--accent", "torch": "--image"}
 
@@ -19,13 +19,6 @@ def html(figures: dict[str, Any]) -> str:
                  for k, v in _flat(figures).items())
   return page(f"{figures['experiment']} on {figures['device']}",
               f'<div style="max-width:640px">{chart}</div><table class="figures">{rows}</table>')
-
-
-def page(title: str, body: str) -> str:
-  """A whole document in the look of a report."""
-  title = html_lib.escape(title)
-  return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
-          f"<style>{CSS}</style><main><h1>{title}</h1>{body}</main></html>\n")
 
 
 def _flat(values: dict[str, Any], at: str = "") -> dict[str, Any]:

@@ -40,7 +40,6 @@ class Checkpoints:
     identity: of the run.
     keep: how many of the newest stay.
     keep_every: those of every so many steps stay for ever; 0 is none.
-
   """
 
   def __init__(self, directory: Path, identity: Identity, *, keep: int, keep_every: int = 0):
@@ -51,7 +50,6 @@ class Checkpoints:
       self._directory, cleanup_tmp_directories=True,
       preservation_policy=policies.AnyPreservationPolicy(kept))
     self._saving: _Saving | None = None
-    self.blocked_s = 0.0  # that the last save kept the loop waiting
 
   @property
   def steps(self) -> list[int]:
@@ -76,7 +74,6 @@ class Checkpoints:
       Again: the save before this one failed.
     """
     self.wait()
-    began = time.perf_counter()
     trees = {"model": arrays_lib.named(model), "training": arrays_lib.named(training)}
     prints = {part: arrays_lib.fingerprints(arrays) for part, arrays in trees.items()}
     try:
@@ -85,7 +82,6 @@ class Checkpoints:
     except Exception as error:
       raise exits.Again(_failed(step, error)) from error
     self._saving = _Saving(step, self._directory / str(step), response)
-    self.blocked_s = time.perf_counter() - began
 
   def poll(self) -> None:
     """Raises Again if the save in flight has failed."""

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from omnijax.evals.report_style import CSS
+from omnijax.evals.report_style import page
 from omnijax.job import goodput
 
 _COLOURS = {"step": "#2e8b57", "wasted": "#c0392b", "down": "#7f8c8d", "compile": "#8e6bbf",
@@ -53,8 +53,7 @@ def _page(run_dir: Path, values: dict[str, Any]) -> str:
                 f'height:1em"></i> {bucket}</td><td>{seconds:,.1f} s</td><td>{share:.1%}</td>'
                 f"<td>{goodput.BUCKETS[bucket]}</td></tr>")
     x += share
-  return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
-          f"<style>{CSS}</style><main><h1>{title}</h1>"
-          f'<svg viewBox="0 0 100 10" preserveAspectRatio="none" style="width:100%;height:48px" '
-          f'role="img" aria-label="{title}">{"".join(bars)}</svg>'
-          f'<table class="figures">{"".join(rows)}</table></main></html>\n')
+  return page(_title(run_dir, values),
+              f'<svg viewBox="0 0 100 10" preserveAspectRatio="none" style="width:100%;height:48px" '
+              f'role="img" aria-label="{title}">{"".join(bars)}</svg>'
+              f'<table class="figures">{"".join(rows)}</table>')

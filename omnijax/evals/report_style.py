@@ -1,5 +1,7 @@
 """The look of a report, in light and dark, and its one small script: buttons that play sounds."""
 
+import html
+
 CSS = """
 :root{color-scheme:light dark;--paper:#fbfaf8;--card:#fff;--ink:#1d2128;--soft:#626a76;
 --edge:#e3e0da;--accent:#2f5fb3;--text:#3b6fd1;--image:#d9822b;--speak:#14937a;--listen:#8a5cc2;
@@ -97,3 +99,10 @@ b.onclick=()=>{if(!a.paused){a.pause();a.currentTime=0;return}
 document.querySelectorAll('audio').forEach(o=>{o.pause();o.currentTime=0});
 b.classList.add('playing');a.play()}})
 """
+
+
+def page(title: str, body: str) -> str:
+  """A whole document in the look of a report."""
+  title = html.escape(title)
+  return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+          f"<style>{CSS}</style><main><h1>{title}</h1>{body}</main></html>\n")

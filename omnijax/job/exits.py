@@ -1,8 +1,8 @@
 """How a process of a job ends, for whatever started it.
 
-0 done, or stopped on request with everything saved; 2 bad input and 42 no checkpoint is good: the
-same again would fail again; 75 try again (EX_TEMPFAIL of sysexits.h); 76 stuck, try again; 130
-interrupted; 1 anything else.
+0 done, or stopped on request with everything saved; 2 bad input, and 42 no checkpoint is good or
+going back to one did not help: the same again would fail again; 75 try again (EX_TEMPFAIL of
+sysexits.h); 76 stuck, try again; 130 interrupted; 1 anything else.
 """
 
 DONE, OTHER, BAD_INPUT, NEVER, AGAIN, STUCK, INTERRUPTED = 0, 1, 2, 42, 75, 76, 130

@@ -5,7 +5,6 @@ import ctypes
 import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -13,9 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from omnijax import host
 from omnijax.job import exits
 
-_JOIN_S = 60  # to wait for the others
+_JOIN_S = 45  # to wait for the others
 _HEARTBEAT_S = 8  # of silence until a process counts as lost
 # Of engines that jax asks by itself; SLURM's and MPI's only with more than one process.
 _ENGINES = ("TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS", "JOB_COMPLETION_INDEX")
@@ -29,10 +29,10 @@ def join() -> None:
   They are found by JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and
   JAX_PROCESS_ID where all three are set, else as jax finds them itself (TPU slices, GKE, SLURM,
   MPI). Without any of these the job has one process. What has been joined already, as within Ray's
-  JaxTrainer, is left alone.
+  JaxTrainer, is left alone. If not all processes come within a minute, this one ends with 75.
 
   Raises:
-    ValueError: the variables don't fit, or not all processes came within a minute.
+    ValueError: the variables don't fit.
   """
   if jax.distributed.is_initialized():
     return
@@ -46,10 +46,8 @@ def join() -> None:
     _initialize(None, None, None)
   else:
     # Even alone: this is what saves a step on SIGTERM. Nobody else can reach it.
-    here = f"127.0.0.1:{_free_port()}"
+    here = f"127.0.0.1:{host.free_port()}"
     _initialize(here, 1, 0, listen=here)
-  if jax.process_count() > 1:
-    _leave_on_abort()
   if jax.process_index() > 0:  # what all say, process 0 says
     for handler in _log.handlers:
       handler.setLevel(logging.WARNING)
@@ -62,11 +60,17 @@ def several() -> bool:
 
 def _initialize(where: str | None, count: int | None, index: int | None, *,
                 listen: str | None = None) -> None:
+  if listen is None:
+    me = f"process {'?' if index is None else index} of {count or '?'}"
+    _leave_on_abort(f"{me} found no others at {where or 'the address of the engine'} within "
+                    f"{_JOIN_S} s; check that every process was started, their number and the "
+                    "address")
   try:
     jax.distributed.initialize(where, count, index, coordinator_bind_address=listen,
                                initialization_timeout=_JOIN_S,
                                heartbeat_timeout_seconds=_HEARTBEAT_S,
                                shutdown_timeout_seconds=_JOIN_S)
+    _JOINED.append(True)
   except (RuntimeError, ValueError) as error:
     raise ValueError(f"this process ({index if index is not None else '?'} of "
                      f"{count if count is not None else '?'}) could not join the job at {where}: "
@@ -85,23 +89,18 @@ def _integers(given: dict[str, str | None]) -> tuple[int, int]:
   return count, index
 
 
-def _free_port() -> int:
-  with socket.socket() as s:
-    s.bind(("127.0.0.1", 0))
-    return s.getsockname()[1]
-
-
+_JOINED: list[bool] = []
 _KEPT: list[Any] = []  # C calls it, Python must not forget it
 
 
-def _leave_on_abort() -> None:
-  """jax aborts where it has lost the others; here that is an exit like any other.
+def _leave_on_abort(missing: str) -> None:
+  """jax aborts where it has lost the others, or never found them; here that is an ordinary exit.
 
   The handler runs in the thread that aborts, as a call, so that it may do what a call may.
   """
   def left(_: int) -> None:
     _log.error("lost the job's other processes (what jax says is above); the same command goes on "
-               "from the newest checkpoint")
+               "from the newest checkpoint" if _JOINED else missing)
     leave(exits.AGAIN)
 
   handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(left)

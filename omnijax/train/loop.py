@@ -1,7 +1,7 @@
 """The life of a run, top to bottom: resolve, resume, step, log, evaluate, sample, save.
 
 Order of resuming: the newest whole checkpoint of the run directory, else a fresh state from the
-seed. The position in the data is the step itself.
+seed. The position in the data is the step, and what was left out before it.
 """
 
 import contextlib
@@ -67,7 +67,8 @@ def train(run: config_lib.Run, run_dir: Path, *, begun: float | None = None) -> 
     ValueError: the config, the data, the run directory and the devices don't fit together, or
       another job is at work in the directory.
     exits.Again: a save failed, or another process is gone.
-    exits.Never: there are checkpoints, and none is good.
+    exits.Never: there are checkpoints, and none is good; or too many steps changed nothing, and
+      going back did not help.
   """
   mesh = sharding.make_mesh(run.mesh)
   sharding.check_divides(run, mesh)
@@ -103,18 +104,16 @@ def _train(run, r, run_dir, dog, ledger) -> None:
   log.info("starting at step %d: %.2fM parameters, mesh %s, %s", first,
            state_lib.parameter_count(state.model) / 1e6,
            dict(jax.sharding.get_mesh().shape), r.loader.stats())
-  with contextlib.ExitStack() as last:
-    if writer is not None:
-      last.callback(writer.close)
-    last.callback(saved.close)
-    try:
-      _Steps(run, r, saved, writer, run_dir, peak, dog, ledger, events).run(state, first)
-    except BaseException:
-      for close in (saved.close, *([writer.close] if writer is not None else [])):
-        with contextlib.suppress(OSError, exits.Again):  # it would hide what happened first
-          close()
-      last.pop_all()
-      raise
+  closing = [saved.close, *([writer.close] if writer is not None else [])]
+  try:
+    _Steps(run, r, saved, writer, run_dir, peak, dog, ledger, events).run(state, first)
+  except BaseException:
+    for close in closing:
+      with contextlib.suppress(OSError, exits.Again):  # it would hide what happened first
+        close()
+    raise
+  for close in closing:
+    close()
 
 
 class _Steps:

@@ -142,13 +142,12 @@ class Writer:
     self._open(step)
 
   def _open(self, resume_step: int) -> None:
-    run_dir = self._run_dir
     self._files = {}
     for name in ("metrics", "eval"):
-      path = run_dir / f"{name}.jsonl"
+      path = self._run_dir / f"{name}.jsonl"
       _forget_after(path, resume_step)
       self._files[name] = path.open("a")
-    self._board = SummaryWriter(str(run_dir / "tensorboard"), flush_secs=10,
+    self._board = SummaryWriter(str(self._run_dir / "tensorboard"), flush_secs=10,
                                 purge_step=resume_step)
 
   def write(self, step: int, values: dict[str, Any]) -> None:

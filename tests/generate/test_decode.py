@@ -310,3 +310,15 @@ def test_the_settings_of_a_kind_reach_its_tokens(four):
   assert a.frames[0, 0] == b.frames[0, 0] != tiny.VOCAB.no_code
   assert (a.frames[1, 1:3] != b.frames[1, 1:3]).any()
   assert sample.GREEDY == dataclasses.replace(sampling, acoustic=greedy)
+
+
+def test_what_is_rounded_in_training_is_not_in_generation(mesh):
+  make = lambda kind: Omni(dataclasses.replace(tiny.MODEL, matmuls=kind), tiny.VOCAB,
+                           sharding.RULES, rngs=nnx.Rngs(jax.random.key(0)))
+  x_BTD = jnp.ones((1, 2, tiny.MODEL.dim))
+  first = jax.tree.map(lambda x: x[0], make("int8").blocks.mlp)
+  ready = jax.tree.map(lambda x: x[0], weights.prepare(make("int8")).blocks.mlp)
+  plain = jax.tree.map(lambda x: x[0], weights.prepare(make("dtype")).blocks.mlp)
+  assert np.abs(first(x_BTD) - plain(x_BTD)).max() > 1e-6
+  np.testing.assert_array_equal(ready(x_BTD), plain(x_BTD))
+  assert weights.prepare(make("int8")).blocks.attn.kind == "dtype"

@@ -139,6 +139,18 @@ def test_who_is_missing_or_misdirected_is_named_in_time(experiment, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("index", ["0", "1"])
+def test_who_waits_for_the_others_in_vain_ends_within_a_minute(experiment, tmp_path, index):
+  command = [sys.executable, "-m", "omnijax.cli", "train", str(experiment()), "--run-dir",
+             str(tmp_path / "run")]
+  alone = local.Gang(command, 1, devices=1, echo=False,
+                     env=ENV | {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": index})
+  codes, seconds = ended(alone)
+  assert codes == [exits.AGAIN] and seconds < 75
+  assert f"process {index} of 2 found no others at 127.0.0.1" in alone.lines[0][-1]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "kills"), [(2, 20), (4, 10)])
 def test_random_kills(experiment, tmp_path, processes, kills):
   """Of any process, at any time after the first step: within steps, saves and starts."""
