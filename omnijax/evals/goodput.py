@@ -54,6 +54,7 @@ def _page(run_dir: Path, values: dict[str, Any]) -> str:
                 f"<td>{goodput.BUCKETS[bucket]}</td></tr>")
     x += share
   return page(_title(run_dir, values),
-              f'<svg viewBox="0 0 100 10" preserveAspectRatio="none" style="width:100%;height:48px" '
-              f'role="img" aria-label="{title}">{"".join(bars)}</svg>'
+              '<svg viewBox="0 0 100 10" preserveAspectRatio="none" '
+              f'style="width:100%;height:48px" role="img" aria-label="{title}">'
+              f"{''.join(bars)}</svg>"
               f'<table class="figures">{"".join(rows)}</table>')

@@ -73,6 +73,6 @@ def test_spikes_and_what_is_not_finite_change_nothing(mesh):
 def test_before_it_is_known_what_is_usual_only_what_is_not_finite_is_skipped(mesh):
   tx = optim._guarded(optax.identity(), 10.0)
   state = tx.init({"w": jnp.ones(1)})
-  for value, skipped in ((1e-3, 0), (1e3, 0), (jnp.nan, 1), (1.0, 0)):
+  for value, skipped in ((1e-3, 0), (1e3, 0), (jnp.nan, 1), (jnp.inf, 2), (1.0, 0)):
     _, state = tx.update({"w": jnp.full(1, value)}, state, {"w": jnp.ones(1)})
     assert int(state.skipped) == skipped

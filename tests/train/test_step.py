@@ -95,3 +95,16 @@ def test_products_of_8_bits_are_near_and_the_same_on_a_mesh(kind, near, referenc
   assert 1e-6 < np.abs(losses - reference[0]).max() < near, losses - reference[0]
   many, _, _ = train((1, 2, 2, 1, 2), **changes)
   np.testing.assert_allclose(many, losses, atol=1e-3, rtol=0)
+
+
+def test_all_products_of_the_trunk_are_of_8_bits():
+  """Seven weights of a layer, forward and for the gradient of what they multiply."""
+  counts = {}
+  for kind in ("dtype", "int8"):
+    run = tiny.run(mesh=config.Mesh(), model={"matmuls": kind})
+    with jax.set_mesh(sharding.make_mesh(run.mesh)):
+      state = state_lib.abstract(run, tiny.VOCAB)
+      batch = sharding.place(tiny.batch(0))
+      text = step_lib.make_train_step(run).lower(state, batch).as_text()
+    counts[kind] = sum("dot_general" in line and "xi8>" in line for line in text.splitlines())
+  assert counts == {"dtype": 0, "int8": 14}
