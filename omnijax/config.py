@@ -336,6 +336,14 @@ def to_json(run: Run) -> str:
   return json.dumps(dataclasses.asdict(run), indent=2) + "\n"
 
 
+def flat(tree: Any, path: str = "") -> dict[str, Any]:
+  """Dicts within dicts as one, by dotted path."""
+  if not isinstance(tree, dict):
+    return {path: tree}
+  return {k: v for key, value in tree.items()
+          for k, v in flat(value, f"{path}.{key}" if path else str(key)).items()}
+
+
 def from_json(text: str) -> Run:
   """Reads what `to_json` wrote.
 

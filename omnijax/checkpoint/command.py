@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from omnijax import config
 from omnijax.checkpoint import identity as identity_lib
 from omnijax.checkpoint import manifest, reader
 
@@ -106,7 +107,8 @@ def diff(one: Path, other: Path) -> None:
   metadata = [identity_lib.read(p) for p in paths]
   for path, found in zip(paths, metadata, strict=True):
     identity_lib.check_format(found, path)
-  a, b = (_flat(m) for m in metadata)
+  a, b = (config.flat({k: v for k, v in (m or {}).items() if k != "fingerprints"})
+          for m in metadata)
   console = Console()
   settings = Table("setting", *map(str, paths))
   for name in sorted({*a, *b}):
@@ -125,13 +127,6 @@ def diff(one: Path, other: Path) -> None:
       console.print(table)
   if not settings.row_count and not arrays.row_count:
     console.print("no difference")
-
-
-def _flat(tree: Any, name: str = "") -> dict[str, Any]:
-  if not isinstance(tree, dict):
-    return {name: tree}
-  return {k: v for key, value in tree.items() if key != "fingerprints"
-          for k, v in _flat(value, f"{name}.{key}" if name else key).items()}
 
 
 def _difference(x: Any, y: Any) -> tuple[str, str]:

@@ -341,14 +341,12 @@ def _close(handler: logging.Handler) -> None:
 
 
 def _check_same(run: config_lib.Run, before: config_lib.Run, run_dir: Path) -> None:
-  now, then = dataclasses.asdict(run), dataclasses.asdict(before)
-  for section, fields in _FREE.items():
-    for field in fields:
-      now[section].pop(field), then[section].pop(field)
-  for section in now:
-    if now[section] != then[section]:
-      raise ValueError(f"{run_dir} holds another run: {section} was {then[section]} and is now "
-                       f"{now[section]}; use a new --run-dir, or the first settings again.")
+  now, then = (config_lib.flat(dataclasses.asdict(r)) for r in (run, before))
+  free = {f"{section}.{field}" for section, fields in _FREE.items() for field in fields}
+  if differ := [f"{k} was {then.get(k)!r} and is now {now.get(k)!r}" for k in {**then, **now}
+                if k not in free and then.get(k) != now.get(k)]:
+    raise ValueError(f"{run_dir} holds another run: {', '.join(differ)}; use a new --run-dir, or "
+                     "the first settings again.")
 
 
 def _rest(state: state_lib.TrainState) -> dict[str, Any]:

@@ -122,13 +122,13 @@ def test_killed_and_resumed_is_bitwise_the_whole_run(whole, records, tmp_path):
 
 
 def test_another_experiment_is_refused(whole, records):
-  with pytest.raises(ValueError, match=r"holds another run: model was .*new --run-dir"):
+  with pytest.raises(ValueError, match=r"another run: model\.layers was 2 and is now 1; .*--run-dir"):
     loop.train(make_run(records, model={"layers": 1}), whole)
   assert losses(whole)  # nothing was lost
 
 
 def test_other_codebooks_are_another_run(whole, records):
-  with pytest.raises(ValueError, match="holds another run: tokenizers"):
+  with pytest.raises(ValueError, match="another run: tokenizers.codebooks was 3 and is now 2;"):
     loop.train(make_run(records, tokenizers=config.Tokenizers(codebooks=2)), whole)
 
 
