@@ -122,7 +122,7 @@ def test_killed_and_resumed_is_bitwise_the_whole_run(whole, records, tmp_path):
 
 
 def test_another_experiment_is_refused(whole, records):
-  with pytest.raises(ValueError, match=r"another run: model\.layers was 2 and is now 1; .*--run-dir"):
+  with pytest.raises(ValueError, match=r"other run: model\.layers was 2 and is now 1; .*-run-dir"):
     loop.train(make_run(records, model={"layers": 1}), whole)
   assert losses(whole)  # nothing was lost
 
