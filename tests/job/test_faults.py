@@ -23,6 +23,7 @@ run = lambda: config.from_json(Path({!r}).read_text())
 # What the suite does in its own process: compile little, in a third of the time.
 ENV = {"PYTHONPATH": str(HERE.parents[1]), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
 FAST = 10.0  # seconds that survivors may take
+SAVED = 30.0  # that stopping may take with everything saved: 4 on a quiet machine, 11 on a busy one
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def ended(gang):
   return gang.wait(), time.monotonic() - begun
 
 
-def test_killed_stopped_and_resized_it_is_still_the_same_run(experiment, whole, tmp_path):
+def test_killed_and_resized_it_is_still_the_same_run(experiment, whole, tmp_path):
   run_dir, file = tmp_path / "run", experiment()
   gang = start(file, run_dir, 2, 2)
   after(run_dir, 3, gang)
@@ -69,16 +70,6 @@ def test_killed_stopped_and_resized_it_is_still_the_same_run(experiment, whole, 
   assert codes == [exits.AGAIN, -signal.SIGKILL] and seconds < FAST, (codes, gang.lines[0][-5:])
   assert "another process is gone" in gang.lines[0][-1] or "lost the job" in gang.lines[0][-1]
 
-  gang = start(file, run_dir, 2, 2)
-  after(run_dir, 6, gang)
-  gang.members[1].send_signal(signal.SIGTERM)
-  codes, seconds = ended(gang)
-  assert codes == [0, 0] and seconds < FAST, (codes, gang.lines)
-  done = len(metrics.read(run_dir))
-  assert 6 <= done <= 12 and checkpoint.steps(run_dir / "checkpoints")[-1] == done
-  if done < 12:  # jax takes half a second to say so, and steps are fast
-    assert "stopped on request" in (run_dir / "log.txt").read_text().splitlines()[-1]
-
   gang = start(file, run_dir, 1, 4)
   assert ended(gang)[0] == [0], gang.lines
   got, want = ([line["loss"] for line in metrics.read(d)] for d in (run_dir, whole))
@@ -86,11 +77,20 @@ def test_killed_stopped_and_resized_it_is_still_the_same_run(experiment, whole, 
   assert got == pytest.approx(want, abs=1e-5)
 
 
-def test_a_job_without_its_coordinator_ends(experiment, tmp_path):
+def test_a_job_ends_when_it_is_asked_to_or_loses_its_coordinator(experiment, tmp_path):
   file = experiment(train=config.Train(steps=10_000, save_every=10_000))
   run_dir = tmp_path / "run"
   gang = start(file, run_dir, 2, 1)
   after(run_dir, 2, gang)
+  gang.members[1].send_signal(signal.SIGTERM)
+  codes, seconds = ended(gang)
+  assert codes == [0, 0] and seconds < SAVED, (codes, gang.lines)
+  done = len(metrics.read(run_dir))
+  assert 2 <= done < 10_000 and checkpoint.steps(run_dir / "checkpoints") == [done]
+  assert "stopped on request" in (run_dir / "log.txt").read_text().splitlines()[-1]
+
+  gang = start(file, run_dir, 2, 1)
+  after(run_dir, done + 2, gang)
   gang.members[0].kill()
   codes, seconds = ended(gang)
   assert codes == [-signal.SIGKILL, exits.AGAIN] and seconds < FAST, (codes, gang.lines[1][-5:])
@@ -105,7 +105,7 @@ def test_a_second_job_is_told_who_holds_the_run(experiment, tmp_path):
   assert f"is being trained by process {first.members[0].pid} on " in second.lines[0][-1]
   first.members[0].send_signal(signal.SIGTERM)
   codes, seconds = ended(first)
-  assert codes == [0] and seconds < FAST
+  assert codes == [0] and seconds < SAVED
   assert checkpoint.steps(run_dir / "checkpoints")[-1] == len(metrics.read(run_dir))
 
 

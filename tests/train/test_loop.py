@@ -1,6 +1,7 @@
 """The life of a run: real tokenizers and records, killed and resumed, evaluated and refused."""
 
 import dataclasses
+import errno
 import json
 import os
 import random
@@ -251,3 +252,16 @@ def test_a_run_that_can_not_go_on_says_so(records, tmp_path, monkeypatch):
   with pytest.raises(exits.Never, match="going back to step 2 3 times did not help"):
     loop.train(run, tmp_path / "run")
   assert checkpoint.read_identity(tmp_path / "run" / "checkpoints")[0] == 2
+
+
+@pytest.mark.parametrize(("number", "wanted"),
+                         [(errno.ENOSPC, exits.Again), (errno.EPERM, OSError)])
+def test_a_full_disk_is_no_fault_of_the_run(records, tmp_path, monkeypatch, number, wanted):
+  def full(self, step, values):
+    raise OSError(number, "full")
+
+  monkeypatch.setattr(metrics.Writer, "write", full)
+  with pytest.raises(wanted, match="can't be written: full" if wanted is exits.Again else "full"):
+    loop.train(make_run(records), tmp_path / "run")
+  name = "Again" if wanted is exits.Again else "PermissionError"
+  assert f"ERROR {name}" in (tmp_path / "run" / "log.txt").read_text()
