@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ from omnijax import host
 from omnijax.job import exits
 
 _JOIN_S = 45  # to wait for the others
+_CALL_S = 40  # until process 0 tells who didn't come
 _HEARTBEAT_S = 8  # of silence until a process counts as lost
 # Of engines that jax asks by itself; SLURM's and MPI's only with more than one process.
 _ENGINES = ("TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS", "JOB_COMPLETION_INDEX")
@@ -62,20 +64,36 @@ def _initialize(where: str | None, count: int | None, index: int | None, *,
                 listen: str | None = None) -> None:
   if listen is None:
     me = f"process {'?' if index is None else index} of {count or '?'}"
-    _leave_on_abort(f"{me} found no others at {where or 'the address of the engine'} within "
-                    f"{_JOIN_S} s; check that every process was started, their number and the "
-                    "address")
+    _leave_on_abort(f"{me} waited {_CALL_S} s in vain for the others at "
+                    f"{where or 'the address of the engine'}; above, jax names the first that are "
+                    "missing if process 0 is there; check that every process was started, their "
+                    "number and the address")
   try:
-    jax.distributed.initialize(where, count, index, coordinator_bind_address=listen,
-                               initialization_timeout=_JOIN_S,
-                               heartbeat_timeout_seconds=_HEARTBEAT_S,
-                               shutdown_timeout_seconds=_JOIN_S)
+    with _calling_the_roll():
+      jax.distributed.initialize(where, count, index, coordinator_bind_address=listen,
+                                 initialization_timeout=_JOIN_S,
+                                 heartbeat_timeout_seconds=_HEARTBEAT_S,
+                                 shutdown_timeout_seconds=_JOIN_S)
     _JOINED.append(True)
   except (RuntimeError, ValueError) as error:
     raise ValueError(f"this process ({index if index is not None else '?'} of "
                      f"{count if count is not None else '?'}) could not join the job at {where}: "
                      f"{error}; check the address, the number of processes, and that each was "
                      "started.") from error
+
+
+@contextlib.contextmanager
+def _calling_the_roll() -> Iterator[None]:
+  """jax's service waits an hour and only then says who is missing; jax can't be told otherwise."""
+  from jax._src import distributed
+
+  lib = distributed._jax
+  make = lib.get_distributed_runtime_service
+  lib.get_distributed_runtime_service = functools.partial(make, cluster_register_timeout=_CALL_S)
+  try:
+    yield
+  finally:
+    lib.get_distributed_runtime_service = make
 
 
 def _integers(given: dict[str, str | None]) -> tuple[int, int]:
