@@ -18,7 +18,7 @@ from omnijax.job import exits
 
 _JOIN_S = 45  # to wait for the others
 _CALL_S = 40  # until process 0 tells who didn't come
-_HEARTBEAT_S = 8  # of silence until a process counts as lost
+_HEARTBEAT_S = 7  # of silence until a process counts as lost
 # Of engines that jax asks by itself; SLURM's and MPI's only with more than one process.
 _ENGINES = ("TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS", "JOB_COMPLETION_INDEX")
 _COUNTS = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
