@@ -1,9 +1,9 @@
 """What it costs that no step is lost: `python -m experiments.overhead RECORDS [--json FILE]`.
 
-RECORDS are the quickstart's (`quickstart_run/records/train`). Its run is trained at its own interval
-of saving, in one process. From save to save, fingerprints, lists of files, watchdog and ledger are
-in turn there and not; a block with them is compared with the mean of the two beside it. Blocks
-begin with their save. Seven minutes on two cores.
+RECORDS are the quickstart's (`quickstart_run/records/train`). Its run is trained at its own
+interval of saving, in one process. From save to save, fingerprints, lists of files, watchdog and
+ledger are in turn there and not; a block with them is compared with the mean of the two beside it.
+Blocks begin with their save. Seven minutes on two cores.
 """
 
 import argparse

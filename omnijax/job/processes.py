@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from omnijax import host
-from omnijax.job import exits
+from omnijax.job import exits, preemption
 
 _JOIN_S = 45  # to wait for the others
 _CALL_S = 40  # until process 0 tells who didn't come
@@ -50,6 +50,7 @@ def join() -> None:
     # Even alone: this is what saves a step on SIGTERM. Nobody else can reach it.
     here = f"127.0.0.1:{host.free_port()}"
     _initialize(here, 1, 0, listen=here)
+  preemption.obey_early()
   if jax.process_index() > 0:  # what all say, process 0 says
     for handler in _log.handlers:
       handler.setLevel(logging.WARNING)
