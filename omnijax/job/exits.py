@@ -3,9 +3,13 @@
 0 done, or stopped on request with everything saved; 2 bad input, and 42 no checkpoint is good or
 going back to one did not help: the same again would fail again; 75 try again (EX_TEMPFAIL of
 sysexits.h); 76 stuck, try again; 130 interrupted; 1 anything else.
+
+An engine that starts again what has not ended for good sets OMNIJAX_STOPPED_CODE=75, so that a run
+that was stopped before its last step ends with that and not with 0.
 """
 
 DONE, OTHER, BAD_INPUT, NEVER, AGAIN, STUCK, INTERRUPTED = 0, 1, 2, 42, 75, 76, 130
+STOPPED = "OMNIJAX_STOPPED_CODE"
 
 
 class Never(RuntimeError):
