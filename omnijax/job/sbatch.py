@@ -135,7 +135,7 @@ def submit(text: str) -> str:
     done = subprocess.run(["sbatch", "--parsable"], input=text, text=True, capture_output=True,
                           check=True)
   except FileNotFoundError as error:
-    raise ValueError("there is no sbatch here; run this on a host that submits to SLURM.") from error
+    raise ValueError("there is no sbatch here; wanted a host that submits to SLURM.") from error
   except subprocess.CalledProcessError as error:
     raise ValueError(f"sbatch refused the script: {error.stderr.strip()}") from error
   return done.stdout.strip().split(";")[0]  # JOB or JOB;CLUSTER
