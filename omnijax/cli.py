@@ -321,13 +321,14 @@ def _experiment(args: argparse.Namespace, fields: list[str], *need: str) -> conf
 
 def _train(args: argparse.Namespace, fields: list[str]) -> None:
   run = _experiment(args, fields, "run_dir")
-  from omnijax.job import processes
+  from omnijax.job import goodput, processes
 
+  stopped = exits.stopped()
   processes.join()
-  from omnijax.job import goodput
   from omnijax.train import loop
 
-  loop.train(run, args.run_dir, begun=goodput.began())
+  if not loop.train(run, args.run_dir, begun=goodput.began()):
+    sys.exit(stopped)  # an ordinary exit, for every process has saved
 
 
 def _checkpoint(args: argparse.Namespace, _: list[str]) -> None:

@@ -54,11 +54,11 @@ class _Resolved(NamedTuple):
   identity: checkpoint_lib.Identity
 
 
-def train(run: config_lib.Run, run_dir: Path, *, begun: float | None = None) -> None:
+def train(run: config_lib.Run, run_dir: Path, *, begun: float | None = None) -> bool:
   """Trains until run.train.steps, from wherever the run directory left off.
 
   Every process of a job calls it, after `job.processes.join`. On SIGTERM to any of them all save
-  the same step and return.
+  the same step and return False, else True.
 
   Args:
     run, run_dir: what to train, and where.
@@ -80,7 +80,7 @@ def train(run: config_lib.Run, run_dir: Path, *, begun: float | None = None) -> 
       path = run_dir / "goodput.jsonl" if jax.process_index() == 0 else None
       ledger = goodput.Ledger(path, begun)
       try:
-        _train(run, r, run_dir, dog, ledger)
+        return _train(run, r, run_dir, dog, ledger)
       except OSError as error:
         if error.errno not in _DISK:
           raise
@@ -93,7 +93,7 @@ def train(run: config_lib.Run, run_dir: Path, *, begun: float | None = None) -> 
           ledger.close()
 
 
-def _train(run, r, run_dir, dog, ledger) -> None:
+def _train(run, r, run_dir, dog, ledger) -> bool:
   peak = metrics_lib.peak_flops()
   saved = checkpoint_lib.Checkpoints(run_dir / "checkpoints", r.identity, keep=run.train.keep,
                                      keep_every=run.train.keep_every)
@@ -107,7 +107,7 @@ def _train(run, r, run_dir, dog, ledger) -> None:
            dict(jax.sharding.get_mesh().shape), r.loader.stats())
   closing = [saved.close, *([writer.close] if writer is not None else [])]
   try:
-    _Steps(run, r, saved, writer, run_dir, peak, dog, ledger, events).run(state, first)
+    done = _Steps(run, r, saved, writer, run_dir, peak, dog, ledger, events).run(state, first)
   except BaseException:
     for close in closing:
       with contextlib.suppress(OSError, exits.Again):  # it would hide what happened first
@@ -115,6 +115,7 @@ def _train(run, r, run_dir, dog, ledger) -> None:
     raise
   for close in closing:
     close()
+  return done
 
 
 class _Steps:
@@ -129,8 +130,8 @@ class _Steps:
     self._line = line_lib.Line(run, r.vocab, r.tokenizers, writer, peak)
     self._preemption = preemption_lib.Preemption()
 
-  def run(self, state: state_lib.TrainState, first: int) -> None:
-    """Steps from the first one on."""
+  def run(self, state: state_lib.TrainState, first: int) -> bool:
+    """Steps from the first one on; whether to the last."""
     last, done = self._run.train.steps, first
     self._ledger.begin(first)
     while True:
@@ -145,11 +146,12 @@ class _Steps:
       self._save(done, state)
     if done < last:
       log.info("stopped on request: step %d of %d is saved; the same command goes on", done, last)
-      return
+      return False
     # One program for the whole run: anything else is a step that was compiled twice.
     assert first == last or self._step._cache_size() == 1, self._step._cache_size()
     if first < last:
       self._sample(state, last)
+    return True
 
   def _astray(self) -> bool:
     return self._line.skipped >= self._run.optim.skips
