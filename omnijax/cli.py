@@ -268,36 +268,9 @@ def _tokenizer_train(args: argparse.Namespace, fields: list[str]) -> None:
 
 
 def _tokenizer_eval(args: argparse.Namespace, _: list[str]) -> None:
-  from omnijax.evals import manifest
-  from omnijax.tokenizers import load
+  from omnijax.evals import command
 
-  path = load.directory(args.kind, args.path)
-  if args.kind == "text":
-    from omnijax.evals import text
-
-    values = text.evaluate(load.text.load(path), manifest.texts(args.data))
-  elif args.kind == "image":
-    from omnijax.evals import images
-
-    values = images.evaluate(load.image.load(path), manifest.files(args.data, "image"))
-  else:
-    from omnijax.evals import codec
-
-    manifest.files(args.data, "audio")  # says what is wrong with it
-    values = codec.evaluate(load.audio.load(path), args.data, _recogniser())
-  _show(values, args.json)
-
-
-def _recogniser() -> Any:
-  """Whisper-base where the extra `eval` is installed; its weights go to the user's cache."""
-  from omnijax.evals import codec
-
-  cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "omnijax"
-  try:
-    return codec.whisper(cache / "whisper-base")
-  except (ImportError, ValueError) as error:
-    print(f"omnijax: no word error rate: {error}", file=sys.stderr)
-    return None
+  _show(command.tokenizer(args.kind, args.path, args.data), args.json)
 
 
 def _experiment(args: argparse.Namespace, fields: list[str], *need: str) -> config.Run:

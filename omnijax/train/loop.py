@@ -384,6 +384,6 @@ def _evaluate(run, r, state, preemption=None, dog=None) -> dict[str, Any] | None
     total = one if total is None else jax.tree.map(np.add, total, one)
     if preemption is not None and preemption.reached():
       return None
-  values = {"eval/loss": loss_lib.mean(total["sums"], total["dens"], run.loss)}
-  values |= metrics_lib.losses(total["sums"], total["dens"], "eval/loss/")
+  values = metrics_lib.losses(total["sums"], total["dens"], "eval/loss/")
+  values["eval/loss"] = loss_lib.mean(total["sums"], total["dens"], run.loss)
   return values | line_lib.physical(r.vocab, r.tokenizers, values, None, "eval/loss/")
