@@ -76,8 +76,9 @@ row of the plan where it was, and that is saved with every checkpoint from then 
 
 The same command on every host of a job makes one job of them, found as jax finds them (TPU, SLURM,
 ...) or by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. SIGTERM to any process
-makes all save the same step and end. Exit codes: 0 done or stopped on request, 2 bad input, 42 no
-checkpoint is good, 75 try again, 76 stuck, try again.
+makes all save the same step and end. Exit codes: 0 done or stopped on request (of the latter
+OMNIJAX_STOPPED_CODE, where it is set), 2 bad input, 42 no checkpoint is good, 75 try again, 76
+stuck, try again.
 """
 GOODPUT = """\
 Where the time of a run went, over all its starts: steps that count, and everything else.

@@ -47,11 +47,11 @@ class _Resolved(NamedTuple):
 
 
 def train(run: config_lib.Run, run_dir: Path, *, change: bool = False, begun: float | None = None
-          ) -> None:
+          ) -> bool:
   """Trains until run.train.steps, from wherever the run directory left off.
 
   Every process of a job calls it, after `job.processes.join`. On SIGTERM to any of them all save
-  the same step and return.
+  the same step and return False, else True.
 
   Args:
     run, run_dir: what to train, and where.
@@ -75,7 +75,7 @@ def train(run: config_lib.Run, run_dir: Path, *, change: bool = False, begun: fl
       path = run_dir / "goodput.jsonl" if jax.process_index() == 0 else None
       ledger = goodput.Ledger(path, begun)
       try:
-        _train(run, r, run_dir, dog, ledger, change)
+        return _train(run, r, run_dir, dog, ledger, change)
       except OSError as error:
         if error.errno not in _DISK:
           raise
@@ -88,7 +88,7 @@ def train(run: config_lib.Run, run_dir: Path, *, change: bool = False, begun: fl
           ledger.close()
 
 
-def _train(run, r, run_dir, dog, ledger, change) -> None:
+def _train(run, r, run_dir, dog, ledger, change) -> bool:
   peak = metrics_lib.peak_flops()
   saved = checkpoint_lib.Checkpoints(run_dir / "checkpoints", r.identity, keep=run.train.keep,
                                      keep_every=run.train.keep_every,
@@ -103,7 +103,7 @@ def _train(run, r, run_dir, dog, ledger, change) -> None:
            dict(jax.sharding.get_mesh().shape), r.loader.stats())
   closing = [saved.close, *([writer.close] if writer is not None else [])]
   try:
-    _Steps(run, r, saved, writer, run_dir, peak, dog, ledger, happened).run(state, first)
+    done = _Steps(run, r, saved, writer, run_dir, peak, dog, ledger, happened).run(state, first)
   except BaseException:
     for close in closing:
       with contextlib.suppress(OSError, exits.Again):  # it would hide what happened first
@@ -111,6 +111,7 @@ def _train(run, r, run_dir, dog, ledger, change) -> None:
     raise
   for close in closing:
     close()
+  return done
 
 
 class _Steps:
@@ -125,8 +126,8 @@ class _Steps:
     self._line = line_lib.Line(run, r.vocab, r.tokenizers, writer, peak)
     self._preemption = preemption_lib.Preemption()
 
-  def run(self, state: state_lib.TrainState, first: int) -> None:
-    """Steps from the first one on."""
+  def run(self, state: state_lib.TrainState, first: int) -> bool:
+    """Steps from the first one on; whether to the last."""
     last, done = self._run.train.steps, first
     self._ledger.begin(first)
     while True:
@@ -141,11 +142,12 @@ class _Steps:
       self._save(done, state)
     if done < last:
       log.info("stopped on request after step %d of %d; the same command goes on", done, last)
-      return
+      return False
     # One program for the whole run: anything else is a step that was compiled twice.
     assert first == last or self._step._cache_size() == 1, self._step._cache_size()
     if first < last:
       self._sample(state, last)
+    return True
 
   def _astray(self) -> bool:
     return self._line.skipped >= self._run.optim.skips
@@ -216,7 +218,7 @@ class _Steps:
     """Whatever is due after a step; whether to stop."""
     run, line = self._run, self._line
     self._saved.poll()
-    if run.eval.every and done % run.eval.every == 0:
+    if run.eval.every and (done % run.eval.every == 0 or done == run.train.steps):
       line.flush()
       self._ledger.enter("eval")
       values = _evaluate(run, self._r, state, self._preemption, self._dog)
@@ -350,6 +352,6 @@ def _evaluate(run, r, state, preemption=None, dog=None) -> dict[str, Any] | None
     total = one if total is None else jax.tree.map(np.add, total, one)
     if preemption is not None and preemption.reached():
       return None
-  values = metrics_lib.losses(total["sums"], total["dens"], "eval/loss/")
-  values["eval/loss"] = loss_lib.mean(total["sums"], total["dens"], run.loss)
+  values: dict[str, Any] = {"eval/loss": loss_lib.mean(total["sums"], total["dens"], run.loss)}
+  values |= metrics_lib.losses(total["sums"], total["dens"], "eval/loss/")
   return values | line_lib.physical(r.vocab, r.tokenizers, values, None, "eval/loss/")
