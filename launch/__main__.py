@@ -2,9 +2,9 @@
 
 import sys
 
-from launch import local
+from launch import local, slurm
 
-ENGINES = {"local": local}
+ENGINES = {"local": local, "slurm": slurm}
 
 
 def main() -> int:

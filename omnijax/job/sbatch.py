@@ -88,16 +88,9 @@ def script(*, name: str, command: Sequence[str] | Path, nodes: int = 1,
     grace: seconds before the limit at which the run is asked to save and stop.
     restarts: starts in a row without a new checkpoint.
     setup: lines of shell that come before, such as `module load cuda`.
-    options: more of sbatch's options, such as --partition=long.
-
-  Raises:
-    ValueError: the command has no --run-dir.
+    options: more of sbatch's options, such as partition=long.
   """
   assert isinstance(command, Path) == (array is not None), (command, array)
-  if not isinstance(command, Path) and not any(
-      w == "--run-dir" or w.startswith("--run-dir=") for w in command):
-    raise ValueError(f"no --run-dir in {shlex.join(command)!r}; a job that is started again needs "
-                     "its directory.")
   lines = [f"--job-name={name}", f"--nodes={nodes}", f"--ntasks-per-node={gpus or 1}"]
   if gpus:
     lines.append(f"--gpus-per-node={gpus}")
@@ -107,7 +100,8 @@ def script(*, name: str, command: Sequence[str] | Path, nodes: int = 1,
     lines.append(f"--time={time}")
   if array is not None:
     lines.append(f"--array=0-{array[0] - 1}%{array[1]}")
-  lines += ["--requeue", "--open-mode=append", f"--signal=TERM@{grace}", *options]
+  lines += ["--requeue", "--open-mode=append", f"--signal=TERM@{grace}",
+            *(f"--{option}" for option in options)]
   # What sbatch is told of CPUs, srun is not.
   srun = ["--kill-on-bad-exit=0", f"--wait={_LEAVE_S}",
           *([f"--cpus-per-task={cpus}"] if cpus is not None else [])]
