@@ -13,6 +13,12 @@ _FOR_GOOD = {exits.BAD_INPUT: 202, exits.INTERRUPTED: 230, exits.NEVER: 242}
 
 _LEAVE_S = 60  # for the other tasks to end by themselves after the first did
 
+# The newest checkpoint's step, or nothing; of a shell that has the directory in run_dir.
+NEWEST = """\
+newest() {
+  ls "$run_dir/checkpoints" 2>/dev/null | grep -Ex '[0-9]+' | sort -n | tail -n 1
+}
+"""
 _COMMAND = """\
 set -- {command}
 """
@@ -29,10 +35,7 @@ for word; do
   before=$word
 done
 if [ -z "$run_dir" ]; then echo "launch: no --run-dir in: $*" >&2; exit {bad_input}; fi
-newest() {{
-  ls "$run_dir/checkpoints" 2>/dev/null | grep -Ex '[0-9]+' | sort -n | tail -n 1
-}}
-
+{newest}
 before=$(newest)
 # SIGTERM goes to all processes of a task: this shell waits while the other one saves.
 srun {srun} bash -c '
@@ -114,7 +117,7 @@ def script(*, name: str, command: Sequence[str] | Path, nodes: int = 1,
     "#!/bin/bash", *(f"#SBATCH {line}" for line in lines), "",
     f"export {exits.STOPPED}={exits.AGAIN} PYTHONUNBUFFERED=1", *setup,
     what + _BODY.format(
-      bad_input=exits.BAD_INPUT, srun=" ".join(srun), final=final, restarts=restarts,
+      bad_input=exits.BAD_INPUT, newest=NEWEST, srun=" ".join(srun), final=final, restarts=restarts,
       there=" ".join(f"{k}) code={v};;" for k, v in _FOR_GOOD.items()),
       back=" ".join(f"{v}) code={k};;" for k, v in _FOR_GOOD.items()))])
 
