@@ -128,8 +128,8 @@ def main(argv: Sequence[str]) -> int:
   try:
     run_dir = arguments.run_dir(args.train)
     if not any(PurePosixPath(path) in run_dir.parents for _, path in args.volume):
-      raise ValueError(f"--run-dir is {run_dir}, which is in no --volume: every host would have one "
-                       "of its own. Wanted --volume CLAIM:PATH with PATH above it.")
+      raise ValueError(f"--run-dir is {run_dir}, which is in no --volume: every host would have "
+                       "one of its own. Wanted --volume CLAIM:PATH with PATH above it.")
     spec = jobset(
       name=arguments.label(args.name or run_dir.name), image=args.image,
       command=["omnijax", "train", *args.train],

@@ -64,8 +64,8 @@ def parse(text: str, slices: int = 1, chips_per_host: int | None = None) -> Slic
     raise ValueError(f"--topology is {text!r}; wanted {_listed(_FLAT)}.")
   if len(shape) == 3 and shape not in _SMALL and (
       any(n % 4 for n in shape) or list(shape) != sorted(shape)):
-    raise ValueError(f"--topology is {text!r}; wanted {_listed(_SMALL)}, or multiples of 4 in rising "
-                     "order, such as 4x4x8.")
+    raise ValueError(f"--topology is {text!r}; wanted {_listed(_SMALL)}, or multiples of 4 in "
+                     "rising order, such as 4x4x8.")
   count = math.prod(shape)
   each = min(count, 4) if chips_per_host is None else chips_per_host
   if each < 1 or count % each:
