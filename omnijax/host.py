@@ -25,11 +25,18 @@ def keep_memory() -> None:
       mallopt(option, value)
 
 
+class _ToStderr(logging.Handler):
+  """To what sys.stderr is at the time; logging's own keeps the first one, which may be closed."""
+
+  def emit(self, record: logging.LogRecord) -> None:
+    print(self.format(record), file=sys.stderr, flush=True)
+
+
 def log_to_stderr() -> None:
   """What omnijax has to say goes to stderr, bare; of other libraries, warnings."""
   log = logging.getLogger("omnijax")
   if not log.handlers:
-    handler = logging.StreamHandler()
+    handler = _ToStderr()
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(handler)
   log.setLevel(logging.INFO)

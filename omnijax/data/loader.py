@@ -133,9 +133,11 @@ class Loader:
     rows = [self._rows[step * self._local + i] for i in range(self._local)]
     return _stack(rows)
 
-  def iterate(self, start_step: int, stop_step: int | None = None) -> Iterator[Batch]:
+  def iterate(self, start_step: int, stop_step: int | None = None, row: int | None = None
+              ) -> Iterator[Batch]:
     """Batches of the steps from start_step to before stop_step, made ahead in the background.
 
+    The first one begins with the plan's row `start_step * data.rows`, or with the row given.
     Workers, threads and prefetch are those of the config; they never change what is yielded.
     """
     # Here, because grain imports JAX, which planning and reading don't need.
@@ -149,7 +151,8 @@ class Loader:
     stop = stop_step if stop_step is not None else self.steps
     size = len(self._rows) if stop is None else stop * self._local
     data = self._data
-    rows = grain.MapDataset.source(self._rows)[start_step * self._local : size]
+    shift = 0 if row is None else row - start_step * data.rows
+    rows = grain.MapDataset.source(self._rows.shifted(shift))[start_step * self._local : size]
     ahead = data.prefetch if data.read_threads else 0
     batches = rows.batch(self._local, batch_fn=_stack).to_iter_dataset(
       grain.ReadOptions(num_threads=data.read_threads, prefetch_buffer_size=ahead))
@@ -183,9 +186,13 @@ class _Rows:
   """One host's rows, in the order of its batches, for grain to read at random."""
 
   def __init__(self, records: list[Records], plan: Plan, data: config_lib.Data,
-               vocab: vocab_lib.Vocab, seed: int, mine: range):
+               vocab: vocab_lib.Vocab, seed: int, mine: range, shift: int = 0):
     self._records, self._plan, self._data, self._vocab = records, plan, data, vocab
-    self._seed, self._mine = seed, mine
+    self._seed, self._mine, self._shift = seed, mine, shift
+
+  def shifted(self, rows: int) -> "_Rows":
+    """These, so many rows of the plan later."""
+    return _Rows(self._records, self._plan, self._data, self._vocab, self._seed, self._mine, rows)
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state)
@@ -196,7 +203,7 @@ class _Rows:
 
   def __getitem__(self, index: int) -> Batch:
     step, row = divmod(index, len(self._mine))
-    number = step * self._data.rows + self._mine[row]
+    number = self._shift + step * self._data.rows + self._mine[row]
     rows = self._plan.rows
     if rows is not None and number >= rows:
       return empty_row(self._data, self._vocab)

@@ -4,8 +4,11 @@ B batch  S positions  V vocabulary  P frames with targets  Q codebooks  C codes
 L = B * P
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from omnijax import config as config_lib
 from omnijax import vocab as vocab_lib
@@ -46,6 +49,13 @@ def part_weights(cfg: config_lib.Loss, codebooks: int) -> dict[str, jax.Array]:
   audio_Q = jnp.where(jnp.arange(codebooks) == 0, cfg.first_codebook, cfg.acoustic)
   return {"text": jnp.float32(cfg.text), "image": jnp.float32(cfg.image),
           "monologue_pad": jnp.float32(cfg.text * cfg.monologue_pad), "audio": audio_Q}
+
+
+def mean(sums: dict[str, Any], dens: dict[str, Any], cfg: config_lib.Loss) -> float:
+  """Weighted nats per weighted target, of sums over any number of batches: `loss` without z."""
+  w = part_weights(cfg, len(dens["audio"]))
+  total = lambda x: sum(float(np.sum(np.asarray(w[k]) * x[k])) for k in w)
+  return total(sums) / max(total(dens), 1.0)
 
 
 def nll(logits: jax.Array, labels: jax.Array) -> jax.Array:
