@@ -51,6 +51,7 @@ def _one_of_several() -> bool:
 def _main(arguments: list[str]) -> int:
   debug = "--debug" in arguments or bool(os.environ.get("OMNIJAX_TRACEBACK"))
   try:
+    host.die_with_launcher()
     args, fields = _parser().parse_known_args([a for a in arguments if a != "--debug"])
     if fields and not args.takes_fields:
       raise ValueError(f"unknown argument {fields[0]}; see `{args.parser.prog} --help`.")
@@ -268,36 +269,9 @@ def _tokenizer_train(args: argparse.Namespace, fields: list[str]) -> None:
 
 
 def _tokenizer_eval(args: argparse.Namespace, _: list[str]) -> None:
-  from omnijax.evals import manifest
-  from omnijax.tokenizers import load
+  from omnijax.evals import command
 
-  path = load.directory(args.kind, args.path)
-  if args.kind == "text":
-    from omnijax.evals import text
-
-    values = text.evaluate(load.text.load(path), manifest.texts(args.data))
-  elif args.kind == "image":
-    from omnijax.evals import images
-
-    values = images.evaluate(load.image.load(path), manifest.files(args.data, "image"))
-  else:
-    from omnijax.evals import codec
-
-    manifest.files(args.data, "audio")  # says what is wrong with it
-    values = codec.evaluate(load.audio.load(path), args.data, _recogniser())
-  _show(values, args.json)
-
-
-def _recogniser() -> Any:
-  """Whisper-base where the extra `eval` is installed; its weights go to the user's cache."""
-  from omnijax.evals import codec
-
-  cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "omnijax"
-  try:
-    return codec.whisper(cache / "whisper-base")
-  except (ImportError, ValueError) as error:
-    print(f"omnijax: no word error rate: {error}", file=sys.stderr)
-    return None
+  _show(command.tokenizer(args.kind, args.path, args.data), args.json)
 
 
 def _experiment(args: argparse.Namespace, fields: list[str], *need: str) -> config.Run:

@@ -301,7 +301,7 @@ class Train:
 class Eval:
   """Loss on held-out records during training."""
 
-  every: int = 0  # steps between evaluations; 0 is never
+  every: int = 0  # steps between evaluations, with one after the last step; 0 is never
   batches: int = 8
 
   def __post_init__(self) -> None:

@@ -218,7 +218,7 @@ class _Steps:
     """Whatever is due after a step; whether to stop."""
     run, line = self._run, self._line
     self._saved.poll()
-    if run.eval.every and done % run.eval.every == 0:
+    if run.eval.every and (done % run.eval.every == 0 or done == run.train.steps):
       line.flush()
       self._ledger.enter("eval")
       values = _evaluate(run, self._r, state, self._preemption, self._dog)
@@ -352,6 +352,6 @@ def _evaluate(run, r, state, preemption=None, dog=None) -> dict[str, Any] | None
     total = one if total is None else jax.tree.map(np.add, total, one)
     if preemption is not None and preemption.reached():
       return None
-  values = metrics_lib.losses(total["sums"], total["dens"], "eval/loss/")
-  values["eval/loss"] = loss_lib.mean(total["sums"], total["dens"], run.loss)
+  values: dict[str, Any] = {"eval/loss": loss_lib.mean(total["sums"], total["dens"], run.loss)}
+  values |= metrics_lib.losses(total["sums"], total["dens"], "eval/loss/")
   return values | line_lib.physical(r.vocab, r.tokenizers, values, None, "eval/loss/")

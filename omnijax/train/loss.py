@@ -4,8 +4,6 @@ B batch  S positions  V vocabulary  P frames with targets  Q codebooks  C codes
 L = B * P
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,10 +49,10 @@ def part_weights(cfg: config_lib.Loss, codebooks: int) -> dict[str, jax.Array]:
           "monologue_pad": jnp.float32(cfg.text * cfg.monologue_pad), "audio": audio_Q}
 
 
-def mean(sums: dict[str, Any], dens: dict[str, Any], cfg: config_lib.Loss) -> float:
-  """Weighted nats per weighted target, of sums over any number of batches: `loss` without z."""
-  w = part_weights(cfg, len(dens["audio"]))
-  total = lambda x: sum(float(np.sum(np.asarray(w[k]) * x[k])) for k in w)
+def mean(sums: dict[str, np.ndarray], dens: dict[str, np.ndarray], cfg: config_lib.Loss) -> float:
+  """Weighted nats per weighted target, as `loss` without what it adds for z and for balance."""
+  w = jax.device_get(part_weights(cfg, len(dens["audio"])))
+  total = lambda values: sum(float(np.sum(w[k] * values[k])) for k in w)
   return total(sums) / max(total(dens), 1.0)
 
 

@@ -124,6 +124,25 @@ def test_killed_and_resumed_is_bitwise_the_whole_run(whole, records, tmp_path):
   assert before, f"seed {seed}"
   loop.train(make_run(records), run_dir)
   assert losses(run_dir) == losses(whole), f"seed {seed}, killed after step {target}"
+  assert heldout(run_dir) == heldout(whole), f"seed {seed}, killed after step {target}"
+
+
+def heldout(run_dir):
+  lines = [json.loads(x) for x in (run_dir / "eval.jsonl").read_text().splitlines()]
+  return [(line["step"], line["eval/loss"]) for line in lines]
+
+
+def test_what_is_done_is_not_forgotten_when_it_is_started_again(whole, records, tmp_path):
+  run_dir = tmp_path / "run"
+  shutil.copytree(whole, run_dir)
+  loop.train(make_run(records), run_dir)
+  assert losses(run_dir) == losses(whole) and heldout(run_dir) == heldout(whole)
+
+
+def test_the_last_step_is_evaluated(records, tmp_path):
+  run = make_run(records, train=config.Train(steps=3), eval=config.Eval(every=2, batches=1))
+  loop.train(run, tmp_path / "run")
+  assert [step for step, _ in heldout(tmp_path / "run")] == [2, 3]
 
 
 def test_another_experiment_is_refused(whole, records):
