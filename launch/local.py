@@ -5,7 +5,7 @@
 What follows `--` is what `omnijax train` takes. When a process ends with 0 all have; 2 and 42 mean
 that the same again would fail again; with anything else all are started again, after a pause that
 grows, until so many starts in a row brought no new checkpoint. SIGTERM and Ctrl-C are passed on:
-every process saves and ends.
+every process saves and ends. On Linux no process outlives this one, however it ends.
 """
 
 import argparse
@@ -43,7 +43,7 @@ class Gang:
     for i in range(processes):
       mine = {"JAX_COORDINATOR_ADDRESS": where, "JAX_COORDINATOR_BIND_ADDRESS": where,
               "JAX_NUM_PROCESSES": str(processes), "JAX_PROCESS_ID": str(i),
-              "PYTHONUNBUFFERED": "1"}
+              "PYTHONUNBUFFERED": "1"} | host.dies_with_me()
       if devices is not None:
         mine |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
       member = subprocess.Popen(command, env=os.environ | mine | dict(env or {}), text=True,

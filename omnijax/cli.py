@@ -51,6 +51,7 @@ def _one_of_several() -> bool:
 def _main(arguments: list[str]) -> int:
   debug = "--debug" in arguments or bool(os.environ.get("OMNIJAX_TRACEBACK"))
   try:
+    host.die_with_launcher()
     args, fields = _parser().parse_known_args([a for a in arguments if a != "--debug"])
     if fields and not args.takes_fields:
       raise ValueError(f"unknown argument {fields[0]}; see `{args.parser.prog} --help`.")

@@ -1,13 +1,42 @@
-"""What a process arranges for itself before work begins: its memory, its log, a port."""
+"""What a process arranges for itself before work begins: its end, its memory, its log, a port."""
 
 import ctypes
 import importlib.util
 import logging
+import os
+import signal
 import socket
 import sys
 
+from omnijax.job import exits
+
 # Options of glibc's mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
+_LAUNCHER = "OMNIJAX_LAUNCHER"
+
+
+def dies_with_me() -> dict[str, str]:
+  """Variables for the environment of an `omnijax` that is to be killed when this process ends.
+
+  To Linux the thread that starts it is its parent: it is killed when that thread ends, too.
+  """
+  return {_LAUNCHER: str(os.getpid())}
+
+
+def die_with_launcher() -> None:
+  """On Linux: this process is killed when the one that set `dies_with_me` for it ends.
+
+  Raises:
+    Again: that process is gone already.
+  """
+  launcher = os.environ.pop(_LAUNCHER, None)  # what this process starts has another parent
+  if launcher is None or sys.platform != "linux":
+    return
+  ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+  if str(os.getppid()) != launcher:
+    raise exits.Again(f"{_LAUNCHER} says that process {launcher} started this one, but its parent "
+                      f"is {os.getppid()}: the launcher is gone, or something stands between.")
 
 
 def keep_memory() -> None:

@@ -62,6 +62,51 @@ def test_who_does_not_follow_is_killed(monkeypatch):
   assert gang.wait() == [75, -signal.SIGKILL]
 
 
+# An experiment that never comes to training; says which process it is.
+ENDLESS = """
+import os, pathlib, time
+pathlib.Path(os.environ["PIDS"], str(os.getpid())).touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's prctl")
+def test_no_process_outlives_a_launcher_that_is_killed(tmp_path):
+  pids = tmp_path / "pids"
+  pids.mkdir()
+  (tmp_path / "endless.py").write_text(ENDLESS)
+  launcher = subprocess.Popen(
+    [sys.executable, "-m", "launch", "local", "--processes", "2", "--", tmp_path / "endless.py",
+     "--run-dir", "r"], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT), "PIDS": str(pids)})
+  try:
+    until(lambda: len(list(pids.iterdir())) == 2, 60)
+  finally:
+    launcher.kill()
+    launcher.wait()
+  until(lambda: not any(alive(p.name) for p in pids.iterdir()), 5)
+
+
+def test_who_starts_after_its_launcher_is_gone_ends(capfd, monkeypatch):
+  monkeypatch.setenv("OMNIJAX_LAUNCHER", "4194305")  # more than Linux counts to
+  code = subprocess.run([sys.executable, "-m", "omnijax.cli", "train"], cwd=ROOT).returncode
+  assert code == (exits.AGAIN if sys.platform == "linux" else exits.BAD_INPUT)
+  assert sys.platform != "linux" or "process 4194305 started this one" in capfd.readouterr().err
+
+
+def alive(pid):
+  try:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+  except FileNotFoundError:
+    return False
+
+
+def until(true, seconds):
+  deadline = time.monotonic() + seconds
+  while not true():
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+
+
 def said(*argv):
   env = os.environ | {"PYTHONPATH": str(ROOT)}
   ended = subprocess.run([sys.executable, "-m", "launch", *argv], env=env, cwd=ROOT, text=True,
