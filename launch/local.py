@@ -83,6 +83,8 @@ class Gang:
         self.send(signal.SIGKILL)
       time.sleep(0.05)
     for member, pump in zip(self.members, self._pumps, strict=True):
+      with contextlib.suppress(ProcessLookupError):  # what it left behind would hold its output
+        os.killpg(member.pid, signal.SIGKILL)
       pump.join(5)
       if member.stdout is not None:
         member.stdout.close()
