@@ -189,7 +189,7 @@ def test_exit_codes_of_a_jobset(specs):
     rules = spec["spec"]["failurePolicy"]["rules"]
     told = "Container train for pod d/p failed with exit code {} matching FailJob rule at index 0"
     for code, action in ((2, "FailJobSet"), (42, "FailJobSet"), (130, "FailJobSet"),
-                         (143, "RestartJobSetAndIgnoreMaxRestarts"), (14, None), (1, None)):
+                         (143, "RestartJobSetAndIgnoreMaxRestarts"), (25, None), (14, None), (1, None)):
       applies = [r["action"] for r in rules
                  if re.search(r["onJobFailureMessagePatterns"][0], told.format(code))]
       assert applies == ([action] if action else []), code
