@@ -17,12 +17,13 @@ from typing import Any
 from omnijax import __version__, config, experiment, host, usage
 from omnijax.arguments import Parser, command
 from omnijax.job import exits
+from omnijax.sweep import arguments as sweep_arguments
 
 _MODALITIES = ("text", "image", "audio")
 
 # Module -> the extra that brings it.
 _EXTRAS = {"pystoi": "eval", "faster_whisper": "eval", "libtpu": "tpu",
-           "jax_cuda13_plugin": "cuda", "torch": "bench"}
+           "jax_cuda13_plugin": "cuda", "torch": "bench", "optuna": "optuna", "ray": "ray"}
 _FOR_PEOPLE = (ValueError, FileNotFoundError, PermissionError, NotADirectoryError,
                IsADirectoryError, ModuleNotFoundError)
 
@@ -125,6 +126,9 @@ def _parser() -> argparse.ArgumentParser:
   p.add_argument("experiment", metavar="EXPERIMENT", type=Path, nargs="?", help="Python file")
   p.add_argument("--run-dir", type=Path, metavar="DIR", help="directory of the run")
   p.add_argument("--change", action="store_true", help="go on with other data or optimizer")
+
+  p = command(commands, "sweep", _sweep, usage.SWEEP, fields=True)
+  sweep_arguments.add(p)
 
   p = command(commands, "plan", _plan, usage.PLAN, fields=True)
   p.add_argument("experiment", metavar="EXPERIMENT", type=Path, nargs="?", help="Python file")
@@ -306,6 +310,16 @@ def _train(args: argparse.Namespace, fields: list[str]) -> None:
 
   if not loop.train(run, args.run_dir, change=args.change, begun=goodput.began()):
     sys.exit(stopped)  # an ordinary exit, for every process has saved
+
+
+def _sweep(args: argparse.Namespace, fields: list[str]) -> None:
+  _experiment(args, fields if args.help else [])
+  from omnijax.sweep import command
+
+  command.run(args.experiment, fields, command.Options(
+    dir=args.dir or Path("sweeps") / args.experiment.stem,
+    **{name: getattr(args, name) for name in sweep_arguments.NAMES}),
+    f"{args.parser.prog} {args.experiment}")
 
 
 def _checkpoint(args: argparse.Namespace, _: list[str]) -> None:

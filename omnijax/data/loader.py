@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from omnijax import config as config_lib
+from omnijax import host
 from omnijax import vocab as vocab_lib
 from omnijax.data import documents
 from omnijax.data.plan import Plan, key
 from omnijax.data.records import Records
+from omnijax.job import exits
 
 Batch = dict[str, np.ndarray]
 _log = logging.getLogger(__name__)
@@ -159,13 +161,17 @@ class Loader:
     if data.workers:
       each = max(1, data.prefetch // data.workers)
       batches = batches.mp_prefetch(grain.MultiprocessingOptions(
-        num_workers=data.workers, per_worker_buffer_size=each))
+        num_workers=data.workers, per_worker_buffer_size=each), _begin_worker)
     elif data.prefetch and not data.read_threads:
       batches = experimental.ThreadPrefetchIterDataset(
         batches, prefetch_buffer_size=data.prefetch)
     iterator = iter(batches)
     try:
       yield from iterator
+    except RuntimeError as error:
+      if "terminated unexpectedly" not in str(error):
+        raise
+      raise exits.Again(f"a data worker is gone: {error}") from error
     finally:
       iterator.close()
 
@@ -212,6 +218,11 @@ class _Rows:
                        self._vocab)
       for source, document, task, dropped in self._plan.row(number)],
       self._data, self._vocab, np.random.default_rng(key(self._seed, number)))
+
+
+def _begin_worker(index: int, count: int) -> None:
+  del index, count
+  host.die_with_parent()
 
 
 def _stack(rows: list[Batch]) -> Batch:

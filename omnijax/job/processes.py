@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import functools
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -146,6 +147,8 @@ def _leave_on_abort(missing: str) -> None:
 def leave(code: int) -> None:
   """Ends this process now, without waiting for the others as an ordinary exit would."""
   logging.shutdown()
+  for worker in multiprocessing.active_children():  # of data, one of which may be stuck
+    worker.kill()
   for stream in (sys.stdout, sys.stderr):
     with contextlib.suppress(OSError, ValueError):
       stream.flush()

@@ -108,6 +108,10 @@ class Space:
     self.trials = trials
     self._seed = seed
 
+  def of(self, run: config_lib.Run) -> "Space":
+    """The same of another run."""
+    return Space(run, self.fields, self.trials, self._seed)
+
   def __iter__(self) -> Iterator[config_lib.Run]:
     drawn = self._grid() if self.trials is None else self._random(self.trials)
     return (self.make(dict(zip(self.fields, values, strict=True))) for values in drawn)

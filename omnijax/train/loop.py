@@ -177,7 +177,8 @@ class _Steps:
         self._line.dispatched(done, metrics, batch, flops, batches.waited)
         done += 1
         self._ledger.at(done)
-        stopped = self._between(state, done)
+        with processes.computing():  # of held-out losses, fingerprints
+          stopped = self._between(state, done)
       return state, done
     except BaseException as error:
       if isinstance(error, KeyboardInterrupt):
@@ -228,8 +229,7 @@ class _Steps:
       line.restart()
     if run.train.replicas_every and done % run.train.replicas_every == 0:
       self._dog.alive(f"comparing replicas after step {done}")
-      with processes.computing():
-        replicas.check(state)
+      replicas.check(state)
     if run.train.sample_every and done % run.train.sample_every == 0:
       line.flush()
       self._sample(state, done)

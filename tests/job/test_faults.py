@@ -1,5 +1,6 @@
 """Real jobs of several processes: killed, stopped, resized, stuck, and refused."""
 
+import dataclasses
 import random
 import resource
 import signal
@@ -32,8 +33,9 @@ def experiment(records, tmp_path):
   """Writes an experiment file of `make_run`, changed."""
   from test_loop import make_run
 
-  def write(**changes):
+  def write(data=None, **changes):
     run = make_run(records, **{"mesh": config.Mesh(), "eval": config.Eval(every=0)} | changes)
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, **data or {}))
     (tmp_path / "run.json").write_text(config.to_json(run))
     (tmp_path / "exp.py").write_text(EXPERIMENT.format(str(tmp_path / "run.json")))
     return tmp_path / "exp.py"
