@@ -69,6 +69,7 @@ def pretends(*codes):
   (["75", "76", "0"], 2, 0, 3),
   (["75", "75", "75", "0"], 2, 75, 3),
   (["75", "+75", "75", "0"], 2, 0, 4),  # a new checkpoint begins the count again
+  (["+75", "75", "75", "0"], 2, 75, 3),
   (["1", "137", "42"], 5, 42, 3), (["2"], 5, 2, 1), (["130"], 5, 130, 1)])
 def test_it_comes_back_while_that_helps(slurm, codes, restarts, want, starts):
   ended, said = slurm(sbatch.script(name="x", command=pretends(*codes), nodes=2,
@@ -80,7 +81,8 @@ def test_it_comes_back_while_that_helps(slurm, codes, restarts, want, starts):
 
 
 @pytest.mark.parametrize(("codes", "want", "starts"), [
-  ((42, 75), 42, 1), ((137, 2), 2, 1), ((0, 130), 130, 1), ((0, 76), 76, 2), ((143, 1), 143, 2)])
+  ((42, 75), 42, 1), ((137, 2), 2, 1), ((0, 130), 130, 1), ((0, 76), 76, 2), ((143, 1), 143, 2),
+  ((143, 42), 42, 1)])
 def test_no_task_hides_what_another_ended_for_good_with(slurm, codes, want, starts):
   command = ["bash", "-c", f"[ $SLURM_PROCID = 0 ] && exit {codes[0]}; exit {codes[1]}", "x",
              "--run-dir=r"]

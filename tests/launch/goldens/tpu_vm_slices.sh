@@ -42,6 +42,6 @@ gcloud compute tpus queued-resources ssh first --zone=us-west4-a --node=all --wo
 cat << 'TOLD'
 To look at it, to stop it with everything saved, and to give the TPUs back:
   gcloud compute tpus queued-resources ssh first --zone=us-west4-a --node=all --worker=all --command='tail omnijax-first.log'
-  gcloud compute tpus queued-resources ssh first --zone=us-west4-a --node=all --worker=all --command='pkill -TERM -f omnijax.cli'
+  gcloud compute tpus queued-resources ssh first --zone=us-west4-a --node=all --worker=all --command="pkill -TERM -f '^python3 -m omnijax.cli'"
   gcloud compute tpus queued-resources delete first --zone=us-west4-a --force
 TOLD
