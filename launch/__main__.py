@@ -2,9 +2,9 @@
 
 import sys
 
-from launch import local
+from launch import local, ray
 
-ENGINES = {"local": local}
+ENGINES = {"local": local, "ray": ray}
 
 
 def main() -> int:
