@@ -2,9 +2,9 @@
 
 import sys
 
-from launch import local
+from launch import jobset, local, slurm, tpu_vm, xpk
 
-ENGINES = {"local": local}
+ENGINES = {"local": local, "slurm": slurm, "jobset": jobset, "xpk": xpk, "tpu-vm": tpu_vm}
 
 
 def main() -> int:

@@ -9,14 +9,16 @@ every process saves and ends. On Linux no process outlives this one, however it 
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from omnijax import host
 from omnijax.job import exits
@@ -32,7 +34,8 @@ class Gang:
     processes: how many.
     devices: virtual devices of each where jax runs on the CPU; None leaves it to jax.
     env: variables beside this process's own.
-    echo: whether their output is shown, each line with the number of its process.
+    echo: whether their output is shown, each line with the number of its process; else `lines`
+      has the lines of each.
   """
 
   def __init__(self, command: Sequence[str], processes: int, *, devices: int | None = None,
@@ -46,8 +49,10 @@ class Gang:
               "PYTHONUNBUFFERED": "1"} | host.dies_with_me()
       if devices is not None:
         mine |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+      # In a session of its own: a terminal's Ctrl-C is this process's to pass on.
       member = subprocess.Popen(command, env=os.environ | mine | dict(env or {}), text=True,
-                                errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                                errors="replace", stdin=subprocess.DEVNULL, start_new_session=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
       pump = threading.Thread(target=self._pump, args=(i, member, echo), daemon=True)
       pump.start()
       self.members.append(member)
@@ -56,8 +61,10 @@ class Gang:
   def _pump(self, index: int, member: subprocess.Popen, echo: bool) -> None:
     assert member.stdout is not None
     for line in member.stdout:
-      self.lines[index].append(line.rstrip("\n"))
-      if echo:
+      if not echo:
+        self.lines[index].append(line.rstrip("\n"))
+        continue
+      with contextlib.suppress(OSError):  # nobody reads any more; what isn't read here would block
         print(f"[{index}] {line}", end="", flush=True)
 
   def send(self, number: int) -> None:
@@ -76,6 +83,8 @@ class Gang:
         self.send(signal.SIGKILL)
       time.sleep(0.05)
     for member, pump in zip(self.members, self._pumps, strict=True):
+      with contextlib.suppress(ProcessLookupError):  # what it left behind would hold its output
+        os.killpg(member.pid, signal.SIGKILL)
       pump.join(5)
       if member.stdout is not None:
         member.stdout.close()
@@ -90,9 +99,81 @@ def verdict(codes: Sequence[int]) -> int | None:
   return exits.DONE if not any(codes) else None
 
 
-def _newest(run_dir: Path | None) -> int:
-  steps = (run_dir / "checkpoints").glob("*") if run_dir is not None else ()
+def _newest(directory: Path | None) -> int:
+  steps = (directory / "checkpoints").glob("*") if directory is not None else ()
   return max((int(p.name) for p in steps if p.name.isdigit()), default=-1)
+
+
+class Started(Protocol):
+  """All processes of one try, wherever they run."""
+
+  def send(self, number: int) -> None:
+    """A signal to all that are left; may be called within a signal's handler."""
+
+  def wait(self) -> list[int]:
+    """Exit codes of all, once all have ended."""
+
+
+def run(start: Callable[[], Started], restarts: int, directory: Path | None) -> int:
+  """Starts a job's processes again while that helps; returns the job's exit code.
+
+  Args:
+    start: starts all of them.
+    restarts: in a row without a new checkpoint.
+    directory: of the run, where new checkpoints are looked for.
+  """
+  asked: list[int] = []
+  started: list[Started] = []
+
+  def stop(number: int, _: object) -> None:
+    asked.append(number)
+    for one in started:
+      one.send(signal.SIGTERM)
+
+  for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+      signal.signal(number, stop)
+  tries = 0
+  while True:
+    before = _newest(directory)
+    started[:] = [start()]
+    if asked:  # while it started
+      started[0].send(signal.SIGTERM)
+    codes = started[0].wait()
+    started.clear()
+    code = verdict(codes)
+    if code is not None or asked:
+      return code if code is not None else exits.AGAIN
+    tries = 1 if _newest(directory) > before else tries + 1
+    told = ", ".join(f"{i}: {c}" for i, c in enumerate(codes))
+    if tries > restarts:
+      print(f"launch: processes ended with {told}; {tries} starts brought no new checkpoint",
+            file=sys.stderr)
+      return exits.AGAIN
+    pause = min(2 ** (tries - 1), 60)
+    print(f"launch: processes ended with {told}; again in {pause} s (start {tries} of "
+          f"{restarts} without a new checkpoint)", file=sys.stderr, flush=True)
+    for _ in range(pause * 10):
+      if asked:
+        return exits.AGAIN
+      time.sleep(0.1)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds what all engines take that start processes again."""
+  parser.add_argument("--devices", type=int, metavar="N",
+                      help="virtual CPU devices of each process (default: whatever jax finds)")
+  parser.add_argument("--restarts", type=int, default=5, metavar="N",
+                      help="in a row without a new checkpoint (default: %(default)s)")
+  parser.add_argument("train", nargs="+", metavar="-- EXPERIMENT --run-dir DIR ...",
+                      help="what `omnijax train` takes")
+
+
+def run_dir(train: Sequence[str]) -> Path | None:
+  """The --run-dir among what `omnijax train` takes."""
+  parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+  parser.add_argument("--run-dir", type=Path, nargs="?")  # `omnijax train` tells what is missing
+  return parser.parse_known_args(train)[0].run_dir
 
 
 def main(argv: Sequence[str]) -> int:
@@ -102,47 +183,10 @@ def main(argv: Sequence[str]) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--processes", type=int, default=1, metavar="N",
                       help="of the job (default: %(default)s)")
-  parser.add_argument("--devices", type=int, metavar="N",
-                      help="virtual CPU devices of each process (default: whatever jax finds)")
-  parser.add_argument("--restarts", type=int, default=5, metavar="N",
-                      help="in a row without a new checkpoint (default: %(default)s)")
-  parser.add_argument("train", nargs="+", metavar="-- EXPERIMENT --run-dir DIR ...",
-                      help="what `omnijax train` takes")
+  arguments(parser)
   args = parser.parse_args(argv)
   if args.processes < 1 or args.restarts < 0 or (args.devices or 1) < 1:
     parser.error("--processes and --devices must be 1 or more, --restarts 0 or more")
-  given = dict(zip(args.train, args.train[1:], strict=False))
-  run_dir = Path(given["--run-dir"]) if "--run-dir" in given else None
-  return _run([sys.executable, "-m", "omnijax.cli", "train", *args.train], args, run_dir)
-
-
-def _run(command: list[str], args: argparse.Namespace, run_dir: Path | None) -> int:
-  asked, gang, tries = [], None, 0
-
-  def stop(number: int, _: object) -> None:
-    asked.append(number)
-    if gang is not None:
-      gang.send(signal.SIGTERM)
-
-  for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, stop)
-  while True:
-    before = _newest(run_dir)
-    gang = Gang(command, args.processes, devices=args.devices)
-    codes = gang.wait()
-    code = verdict(codes)
-    if code is not None or asked:
-      return code if code is not None else exits.AGAIN
-    tries = 1 if _newest(run_dir) > before else tries + 1
-    told = ", ".join(f"{i}: {c}" for i, c in enumerate(codes))
-    if tries > args.restarts:
-      print(f"launch: processes ended with {told}; {tries} starts brought no new checkpoint",
-            file=sys.stderr)
-      return exits.AGAIN
-    pause = min(2 ** (tries - 1), 60)
-    print(f"launch: processes ended with {told}; again in {pause} s (start {tries} of "
-          f"{args.restarts} without a new checkpoint)", file=sys.stderr, flush=True)
-    for _ in range(pause * 10):
-      if asked:
-        return exits.AGAIN
-      time.sleep(0.1)
+  command = [sys.executable, "-m", "omnijax.cli", "train", *args.train]
+  return run(lambda: Gang(command, args.processes, devices=args.devices), args.restarts,
+             run_dir(args.train))

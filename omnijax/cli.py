@@ -125,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
   p = command(commands, "train", _train, usage.TRAIN, fields=True)
   p.add_argument("experiment", metavar="EXPERIMENT", type=Path, nargs="?", help="Python file")
   p.add_argument("--run-dir", type=Path, metavar="DIR", help="directory of the run")
+  p.add_argument("--change", action="store_true", help="go on with other data or optimizer")
 
   p = command(commands, "sweep", _sweep, usage.SWEEP, fields=True)
   sweep_arguments.add(p)
@@ -297,6 +298,9 @@ def _experiment(args: argparse.Namespace, fields: list[str], *need: str) -> conf
 
 
 def _train(args: argparse.Namespace, fields: list[str]) -> None:
+  from omnijax.job import preemption
+
+  preemption.hold_early()
   run = _experiment(args, fields, "run_dir")
   from omnijax.job import goodput, processes
 
@@ -304,7 +308,7 @@ def _train(args: argparse.Namespace, fields: list[str]) -> None:
   processes.join()
   from omnijax.train import loop
 
-  if not loop.train(run, args.run_dir, begun=goodput.began()):
+  if not loop.train(run, args.run_dir, change=args.change, begun=goodput.began()):
     sys.exit(stopped)  # an ordinary exit, for every process has saved
 
 

@@ -71,6 +71,10 @@ Trains the run that EXPERIMENT, a Python file with `run() -> Run`, describes; re
 Every field of the run can be given; `omnijax train EXPERIMENT --help` lists them with their
 values. RUN_DIR gets config.json, metrics.jsonl, TensorBoard events, checkpoints and samples.
 
+A directory of another run is refused. With --change settings of data, loss and optim may be others
+than before, as may the records: the run goes on with them from its newest checkpoint, data from the
+row of the plan where it was, and that is saved with every checkpoint from then on.
+
 The same command on every host of a job makes one job of them, found as jax finds them (TPU, SLURM,
 ...) or by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. SIGTERM to any process
 makes all save the same step and end. Exit codes: 0 done or stopped on request (of the latter

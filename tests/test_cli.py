@@ -35,7 +35,7 @@ def path(tmp_path):
 def trained(monkeypatch):
   """What `omnijax train` would train, without training it or importing what would."""
   calls = []
-  loop = types.SimpleNamespace(train=lambda run, run_dir, begun: not calls.append((run, run_dir)))
+  loop = types.SimpleNamespace(train=lambda run, run_dir, **_: not calls.append((run, run_dir)))
   monkeypatch.setattr(omnijax.train, "loop", loop, raising=False)
   monkeypatch.setitem(sys.modules, "omnijax.train.loop", loop)
   monkeypatch.setattr("omnijax.job.processes.join", lambda: None)

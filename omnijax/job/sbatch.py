@@ -13,6 +13,12 @@ _FOR_GOOD = {exits.BAD_INPUT: 202, exits.INTERRUPTED: 230, exits.NEVER: 242}
 
 _LEAVE_S = 60  # for the other tasks to end by themselves after the first did
 
+# The newest checkpoint's step, or nothing; of a shell that has the directory in run_dir.
+NEWEST = """\
+newest() {
+  ls "$run_dir/checkpoints" 2>/dev/null | grep -Ex '[0-9]+' | sort -n | tail -n 1
+}
+"""
 _COMMAND = """\
 set -- {command}
 """
@@ -29,10 +35,7 @@ for word; do
   before=$word
 done
 if [ -z "$run_dir" ]; then echo "launch: no --run-dir in: $*" >&2; exit {bad_input}; fi
-newest() {{
-  ls "$run_dir/checkpoints" 2>/dev/null | grep -Ex '[0-9]+' | sort -n | tail -n 1
-}}
-
+{newest}
 before=$(newest)
 # SIGTERM goes to all processes of a task: this shell waits while the other one saves.
 srun {srun} bash -c '
@@ -88,16 +91,9 @@ def script(*, name: str, command: Sequence[str] | Path, nodes: int = 1,
     grace: seconds before the limit at which the run is asked to save and stop.
     restarts: starts in a row without a new checkpoint.
     setup: lines of shell that come before, such as `module load cuda`.
-    options: more of sbatch's options, such as --partition=long.
-
-  Raises:
-    ValueError: the command has no --run-dir.
+    options: more of sbatch's options, such as partition=long.
   """
   assert isinstance(command, Path) == (array is not None), (command, array)
-  if not isinstance(command, Path) and not any(
-      w == "--run-dir" or w.startswith("--run-dir=") for w in command):
-    raise ValueError(f"no --run-dir in {shlex.join(command)!r}; a job that is started again needs "
-                     "its directory.")
   lines = [f"--job-name={name}", f"--nodes={nodes}", f"--ntasks-per-node={gpus or 1}"]
   if gpus:
     lines.append(f"--gpus-per-node={gpus}")
@@ -107,7 +103,8 @@ def script(*, name: str, command: Sequence[str] | Path, nodes: int = 1,
     lines.append(f"--time={time}")
   if array is not None:
     lines.append(f"--array=0-{array[0] - 1}%{array[1]}")
-  lines += ["--requeue", "--open-mode=append", f"--signal=TERM@{grace}", *options]
+  lines += ["--requeue", "--open-mode=append", f"--signal=TERM@{grace}",
+            *(f"--{option}" for option in options)]
   # What sbatch is told of CPUs, srun is not.
   srun = ["--kill-on-bad-exit=0", f"--wait={_LEAVE_S}",
           *([f"--cpus-per-task={cpus}"] if cpus is not None else [])]
@@ -120,7 +117,7 @@ def script(*, name: str, command: Sequence[str] | Path, nodes: int = 1,
     "#!/bin/bash", *(f"#SBATCH {line}" for line in lines), "",
     f"export {exits.STOPPED}={exits.AGAIN} PYTHONUNBUFFERED=1", *setup,
     what + _BODY.format(
-      bad_input=exits.BAD_INPUT, srun=" ".join(srun), final=final, restarts=restarts,
+      bad_input=exits.BAD_INPUT, newest=NEWEST, srun=" ".join(srun), final=final, restarts=restarts,
       there=" ".join(f"{k}) code={v};;" for k, v in _FOR_GOOD.items()),
       back=" ".join(f"{v}) code={k};;" for k, v in _FOR_GOOD.items()))])
 

@@ -1,11 +1,11 @@
 """What starts jobs again, and when it stops doing so; with processes that only pretend to train."""
 
-import argparse
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -36,6 +36,16 @@ def test_what_follows_from_exit_codes(codes, want):
   assert local.verdict(codes) == want
 
 
+@pytest.fixture
+def handlers():
+  """Those of signals are put back."""
+  before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+  yield
+  for number, handler in before.items():
+    signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
 @pytest.mark.parametrize(("codes", "restarts", "want", "starts"), [
   (["75", "75", "0"], 2, exits.DONE, 3),
   (["75", "75", "75", "0"], 2, exits.AGAIN, 3),
@@ -43,15 +53,28 @@ def test_what_follows_from_exit_codes(codes, want):
   (["75", "42"], 5, exits.NEVER, 2)])
 def test_it_starts_again_while_that_helps(codes, restarts, want, starts, tmp_path, monkeypatch):
   monkeypatch.setattr(local.time, "sleep", lambda s, sleep=time.sleep: sleep(s / 20))
-  before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
-  try:
-    args = argparse.Namespace(processes=2, devices=None, restarts=restarts)
-    command = [sys.executable, "-c", PRETENDS, str(tmp_path), *codes]
-    assert local._run(command, args, tmp_path) == want
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
+  command = [sys.executable, "-c", PRETENDS, str(tmp_path), *codes]
+  assert local.run(lambda: local.Gang(command, 2), restarts, tmp_path) == want
   assert [(tmp_path / f"starts{i}").read_text() for i in "01"] == [str(starts)] * 2
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_signal_while_processes_start_is_passed_on_to_them():
+  sent = []
+
+  def start():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0)  # where Python calls the handler
+    return types.SimpleNamespace(send=sent.append, wait=lambda: [75])
+
+  assert local.run(start, 5, None) == exits.AGAIN and sent == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize(("train", "want"), [
+  (["x.py", "--run-dir", "r", "--seed", "3"], Path("r")), (["x.py", "--run-dir=r"], Path("r")),
+  (["x.py", "--help"], None), (["x.py", "--run-dir"], None)])
+def test_the_run_directory_is_found_however_it_is_given(train, want):
+  assert local.run_dir(train) == want
 
 
 def test_who_does_not_follow_is_killed(monkeypatch):
@@ -62,28 +85,58 @@ def test_who_does_not_follow_is_killed(monkeypatch):
   assert gang.wait() == [75, -signal.SIGKILL]
 
 
-# An experiment that never comes to training; says which process it is.
+# Experiments that never come to training; the first says which process it is, and ends when asked.
 ENDLESS = """
-import os, pathlib, time
+import os, pathlib, signal, time
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 pathlib.Path(os.environ["PIDS"], str(os.getpid())).touch()
 time.sleep(60)
 """
+TALKS = "import os\nfor _ in range(20): print('a word ' * 10000, flush=True)\nos._exit(42)"
+
+
+@pytest.fixture
+def launched(tmp_path):
+  """Starts `launch local` of two processes with an experiment of this text; kills it in the end."""
+  pids, file = tmp_path / "pids", tmp_path / "exp.py"
+  pids.mkdir()
+  launchers = []
+
+  def launch(text, **options):
+    file.write_text(text)
+    command = [sys.executable, "-m", "launch", "local", "--processes", "2", "--", file,
+               "--run-dir", tmp_path / "run"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PIDS": str(pids)}
+    launchers.append(subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True,
+                                      **options))
+    return launchers[0], pids
+
+  yield launch
+  launchers[0].kill()
+  launchers[0].wait()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's prctl")
-def test_no_process_outlives_a_launcher_that_is_killed(tmp_path):
-  pids = tmp_path / "pids"
-  pids.mkdir()
-  (tmp_path / "endless.py").write_text(ENDLESS)
-  launcher = subprocess.Popen(
-    [sys.executable, "-m", "launch", "local", "--processes", "2", "--", tmp_path / "endless.py",
-     "--run-dir", "r"], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT), "PIDS": str(pids)})
-  try:
-    until(lambda: len(list(pids.iterdir())) == 2, 60)
-  finally:
-    launcher.kill()
-    launcher.wait()
+def test_no_process_outlives_a_launcher_that_is_killed(launched):
+  launcher, pids = launched(ENDLESS)
+  until(lambda: len(list(pids.iterdir())) == 2, 60)
+  launcher.kill()
   until(lambda: not any(alive(p.name) for p in pids.iterdir()), 5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_what_ends_the_launcher_ends_its_processes_in_order(launched, number):
+  launcher, pids = launched(ENDLESS)
+  until(lambda: len(list(pids.iterdir())) == 2, 60)
+  os.killpg(launcher.pid, number)  # as a terminal does
+  assert launcher.wait(20) == exits.DONE
+
+
+def test_a_job_goes_on_when_nobody_reads_what_it_says(launched):
+  launcher, _ = launched(TALKS, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+  assert launcher.stdout.read(10)
+  launcher.stdout.close()
+  assert launcher.wait(20) == exits.NEVER
 
 
 def test_who_starts_after_its_launcher_is_gone_ends(capfd, monkeypatch):
