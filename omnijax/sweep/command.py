@@ -27,6 +27,7 @@ class Options:
   engine: str = "local"
   jobs: int | None = None
   devices: int | None = None
+  cpus: int = 1
   optuna: str = ""  # a sampler
   pruner: str = ""
   trials: int | None = None
@@ -35,7 +36,7 @@ class Options:
   restarts: int = 2
 
   def __post_init__(self) -> None:
-    for name in ("jobs", "devices", "trials"):
+    for name in ("jobs", "devices", "cpus", "trials"):
       if (value := getattr(self, name)) is not None and value < 1:
         raise ValueError(f"--{name} is {value}; wanted 1 or more.")
     if self.restarts < 0:
@@ -168,7 +169,9 @@ def _source(manifest: Manifest, swept: space_lib.Space | list[config_lib.Run], o
 def _engine(options: Options) -> engine.Engine:
   if options.engine == "local":
     return engine.Local(options.jobs, options.devices)
-  raise NotImplementedError
+  from omnijax.sweep import ray_engine
+
+  return ray_engine.Ray(options.jobs, options.devices, options.cpus)
 
 
 def _check_data(runs: Sequence[config_lib.Run]) -> None:
