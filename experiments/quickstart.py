@@ -4,9 +4,9 @@ Purpose: the whole path on small real data; see experiments/digits/SOURCES.md fo
 Hardware: 2 CPU cores, 2 GB. Cost: 5 to 13 minutes, by the machine. Result: README.md, which says
 of which commit.
 
-`sweep()` is over the learning rates of both optimizers and the angle of the rotary positions, on the
-records that `omnijax quickstart` makes in quickstart_run; 12 trials of 200 steps take about a minute
-each on two cores.
+`sweep()` is over the learning rates of both optimizers and the rotary angle, on the records that
+`omnijax quickstart` makes in quickstart_run: 12 trials of 200 steps, each about a minute and a half
+on two cores.
 """
 
 import dataclasses

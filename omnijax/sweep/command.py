@@ -27,11 +27,11 @@ class Options:
   engine: str = "local"
   jobs: int | None = None
   devices: int | None = None
-  cpus: int = 1
+  cpus: int | None = None
   optuna: str = ""  # a sampler
   pruner: str = ""
   trials: int | None = None
-  seed: int = 0
+  seed: int | None = None
   objective: str | None = None
   restarts: int = 2
 
@@ -43,6 +43,10 @@ class Options:
       raise ValueError(f"--restarts is {self.restarts}; wanted 0 or more.")
     if self.trials is not None and not self.optuna:
       raise ValueError("--trials is how many Optuna asks for, and has no effect without --optuna.")
+    if self.seed is not None and not self.optuna:
+      raise ValueError("--seed is of Optuna's choices, and has no effect without --optuna.")
+    if self.cpus is not None and self.engine == "local":
+      raise ValueError("--cpus has no effect with --engine local; every trial may use all.")
 
 
 def run(path: Path, fields: Sequence[str], options: Options, prog: str) -> None:
@@ -163,7 +167,7 @@ def _source(manifest: Manifest, swept: space_lib.Space | list[config_lib.Run], o
   from omnijax.sweep import study
 
   return study.Study(manifest, objective, space=space, base=base, sampler=options.optuna,
-                     pruner=options.pruner, trials=trials, seed=options.seed), objective
+                     pruner=options.pruner, trials=trials, seed=options.seed or 0), objective
 
 
 def _engine(options: Options) -> engine.Engine:
@@ -171,7 +175,7 @@ def _engine(options: Options) -> engine.Engine:
     return engine.Local(options.jobs, options.devices)
   from omnijax.sweep import ray_engine
 
-  return ray_engine.Ray(options.jobs, options.devices, options.cpus)
+  return ray_engine.Ray(options.jobs, options.devices, options.cpus or 1)
 
 
 def _check_data(runs: Sequence[config_lib.Run]) -> None:

@@ -1,5 +1,6 @@
 """Trials on a cluster of Ray: a task each, with a process that ends with the task."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -36,14 +37,17 @@ class Ray:
 
   def __init__(self, jobs: int | None, devices: int | None, cpus: int):
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(log_to_driver=False, include_dashboard=False, logging_level="error")
+    ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
     have = ray.cluster_resources()
     platforms = os.environ.get("JAX_PLATFORMS", "cuda").split(",")
     gpus = (devices or 1) if have.get("GPU") and {"cuda", "gpu"} & set(platforms) else 0
-    room = int(min(have.get("CPU", 0) / cpus, have.get("GPU", 0) / gpus if gpus else float("inf")))
+    wanted = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
+    room = int(min(have.get(kind, 0) / n for kind, n in wanted.items()))
     if room < 1:
-      raise ValueError(f"the cluster has {have.get('CPU', 0):.0f} CPUs and {have.get('GPU', 0):.0f} "
-                       f"GPUs, and a trial is to have {cpus} and {gpus}; lower --cpus or --devices.")
+      ray.shutdown()
+      found = {kind: have.get(kind, 0) for kind in wanted}
+      raise ValueError(f"the cluster has {found}, and a trial is to have {wanted}; lower --cpus or "
+                       "--devices.")
     self.room = jobs or room
     self._virtual = engine.virtual(None if gpus else devices)
     self._task = ray.remote(_train).options(num_cpus=cpus, num_gpus=gpus, max_retries=0)

@@ -141,7 +141,7 @@ def test_asked_twice_it_waits_for_nobody(tmp_path):
 
     def ended(self):
       os.kill(os.getpid(), signal.SIGTERM)
-      return {i: -9 for i in self._running} if self.killed else {}
+      return dict.fromkeys(self._running, -9) if self.killed else {}
 
     def kill(self):
       self.killed = True

@@ -115,8 +115,7 @@ def test_killed_anywhere_it_goes_on(tmp_path, monkeypatch, owner, name, call, la
   book, source = sweep(tmp_path, second, rates())
   assert [e.state for e in book.listed] == ["done"] * 8
   assert done.isdisjoint(second.started) and len(second.started) == 8 - len(done)
-  assert sorted(s for s, *_ in told(source)) == ["COMPLETE"] * 8 + ["FAIL"] * (len(told(source)) - 8)
-  assert len(told(source)) <= 9
+  assert sorted(s for s, *_ in told(source)) in (["COMPLETE"] * 8, ["COMPLETE"] * 8 + ["FAIL"])
   assert {e.value for e in book.listed} == {v for s, v, _ in told(source) if s == "COMPLETE"}
 
 
