@@ -4,9 +4,10 @@ import argparse
 from pathlib import Path
 
 ENGINES = ("local", "ray", "slurm")
-SAMPLERS = ("tpe", "gp", "cmaes", "qmc", "random", "grid")
+SAMPLERS = ("tpe", "gp", "cmaes", "qmc", "random")
 PRUNERS = ("median", "halving", "hyperband")
-NAMES = ("engine", "jobs", "devices", "restarts", "objective", "optuna", "trials", "pruner", "seed")
+NAMES = ("engine", "jobs", "devices", "cpus", "restarts", "objective", "optuna", "trials", "pruner",
+         "seed")
 
 
 def add(p: argparse.ArgumentParser) -> None:
@@ -20,6 +21,8 @@ def add(p: argparse.ArgumentParser) -> None:
                  "else one; of an engine, what it has room for)")
   p.add_argument("--devices", type=int, metavar="N", help="of each trial: GPUs where there are "
                  "some (default: 1), else virtual ones of the CPU")
+  p.add_argument("--cpus", type=int, metavar="N", help="of each trial, with ray and slurm "
+                 "(default: 1)")
   p.add_argument("--restarts", type=int, default=2, metavar="N", help="of a trial, in a row "
                  "without a new checkpoint (default: %(default)s)")
   p.add_argument("--objective", metavar="NAME", help="figure that trials are compared by (default: "
@@ -31,4 +34,4 @@ def add(p: argparse.ArgumentParser) -> None:
                  "included (default: as many as sweep() has)")
   p.add_argument("--pruner", choices=("", *PRUNERS), default="", metavar="NAME",
                  help=f"stops trials that are worse than others: {', '.join(PRUNERS)}")
-  p.add_argument("--seed", type=int, default=0, help="of Optuna's choices (default: %(default)s)")
+  p.add_argument("--seed", type=int, metavar="N", help="of Optuna's choices (default: 0)")

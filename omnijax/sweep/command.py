@@ -27,21 +27,26 @@ class Options:
   engine: str = "local"
   jobs: int | None = None
   devices: int | None = None
+  cpus: int | None = None
   optuna: str = ""  # a sampler
   pruner: str = ""
   trials: int | None = None
-  seed: int = 0
+  seed: int | None = None
   objective: str | None = None
   restarts: int = 2
 
   def __post_init__(self) -> None:
-    for name in ("jobs", "devices", "trials"):
+    for name in ("jobs", "devices", "cpus", "trials"):
       if (value := getattr(self, name)) is not None and value < 1:
         raise ValueError(f"--{name} is {value}; wanted 1 or more.")
     if self.restarts < 0:
       raise ValueError(f"--restarts is {self.restarts}; wanted 0 or more.")
     if self.trials is not None and not self.optuna:
       raise ValueError("--trials is how many Optuna asks for, and has no effect without --optuna.")
+    if self.seed is not None and not self.optuna:
+      raise ValueError("--seed is of Optuna's choices, and has no effect without --optuna.")
+    if self.cpus is not None and self.engine == "local":
+      raise ValueError("--cpus has no effect with --engine local; every trial may use all.")
 
 
 def run(path: Path, fields: Sequence[str], options: Options, prog: str) -> None:
@@ -162,13 +167,15 @@ def _source(manifest: Manifest, swept: space_lib.Space | list[config_lib.Run], o
   from omnijax.sweep import study
 
   return study.Study(manifest, objective, space=space, base=base, sampler=options.optuna,
-                     pruner=options.pruner, trials=trials, seed=options.seed), objective
+                     pruner=options.pruner, trials=trials, seed=options.seed or 0), objective
 
 
 def _engine(options: Options) -> engine.Engine:
   if options.engine == "local":
     return engine.Local(options.jobs, options.devices)
-  raise NotImplementedError
+  from omnijax.sweep import ray_engine
+
+  return ray_engine.Ray(options.jobs, options.devices, options.cpus or 1)
 
 
 def _check_data(runs: Sequence[config_lib.Run]) -> None:

@@ -131,7 +131,8 @@ def gpus() -> list[str]:
   if tool is None:
     return []
   listed = subprocess.run([tool, "--list-gpus"], capture_output=True, text=True)
-  return [str(i) for i, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]
+  found = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+  return [str(i) for i in range(len(found))]
 
 
 def _plugin() -> bool:

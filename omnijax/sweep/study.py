@@ -4,6 +4,7 @@ A trial of Optuna's is one of ours: its attribute "id" names it. What the manife
 the journal lacks of it, since the sweep was killed in between, is told when it is opened again.
 """
 
+import importlib.util
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from omnijax.sweep.figures import PARTS, Objective
 from omnijax.sweep.manifest import ENDED, Entry, Manifest
 
 JOURNAL = "optuna.log"
+_NEEDS = {"gp": ("torch", "scipy"), "cmaes": ("cmaes",)}
 _SAME = 20  # answers in a row that are no new trial, until Optuna is asked no more
 _STATES = {"done": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
@@ -47,6 +49,10 @@ class Study:
                base: Any, sampler: str, pruner: str, trials: int, seed: int):
     self._manifest, self._objective, self._space = manifest, objective, space
     self._trials, self._seed, self._sampler = trials, seed, sampler
+    for library in _NEEDS.get(sampler, ()):
+      if importlib.util.find_spec(library) is None:
+        raise ValueError(f"the sampler {sampler} needs {library}; `pip install {library}` brings "
+                         "it.")
     self._fields = {k: _distribution(v) for k, v in space.fields.items()} if space else {}
     self._exhausted = False
     self._looked: dict[str, int] = {}  # at the curve of a trial, when so many parts were done
@@ -68,11 +74,7 @@ class Study:
     if self._sampler:
       with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        try:
-          self._study.sampler = _sampler(self._sampler, self._seed, number, self._trials)
-        except ImportError as error:
-          raise ValueError(f"the sampler {self._sampler} can't be loaded: "
-                           f"{' '.join(str(error).split())}") from error
+        self._study.sampler = _sampler(self._sampler, self._seed, number, self._trials)
 
   def _reconcile(self) -> None:
     """Brings manifest and study to the same state."""
@@ -193,8 +195,7 @@ def _sampler(name: str, seed: int, number: int, trials: int) -> optuna.samplers.
     # The seed is which sequence; where in it the study is, it has in its journal.
     "qmc": lambda: optuna.samplers.QMCSampler(scramble=True, seed=seed,
                                               warn_independent_sampling=False),
-    "random": lambda: optuna.samplers.RandomSampler(seed=own),
-    "grid": lambda: optuna.samplers.BruteForceSampler(seed=own)}
+    "random": lambda: optuna.samplers.RandomSampler(seed=own)}
   return make[name]()
 
 
