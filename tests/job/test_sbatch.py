@@ -44,7 +44,8 @@ def slurm(tmp_path, monkeypatch):
     path.chmod(0o755)
   (tmp_path / "pretends").write_text(PRETENDS)
   monkeypatch.chdir(tmp_path)
-  env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"}
+  env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "17",
+                      "SLURM_ARRAY_JOB_ID": "16"}
 
   def run(text, **more):
     codes, said = [], ""
@@ -56,7 +57,8 @@ def slurm(tmp_path, monkeypatch):
       codes.append(done.returncode)
       if not Path("requeued").exists():
         return codes, said
-      assert Path("requeued").read_text() == "requeue 17\n"
+      job = f"16_{more['SLURM_ARRAY_TASK_ID']}" if more else "17"
+      assert Path("requeued").read_text() == f"requeue {job}\n"
 
   return run
 
@@ -98,6 +100,9 @@ def test_a_task_of_an_array_runs_its_line(slurm):
   assert "#SBATCH --array=0-1%1\n" in text
   assert slurm(text, SLURM_ARRAY_TASK_ID="1")[0] == [0]
   assert Path("run 1/got").read_text() == "it's $HOME\n" and not Path("run 0").exists()
+  Path("my commands").write_text(
+    "false\nbash -c 'mkdir r || exit 0; exit 75' x --run-dir r\n")
+  assert slurm(text, SLURM_ARRAY_TASK_ID="1")[0] == [-signal.SIGTERM, 0]
   codes, said = slurm(text, SLURM_ARRAY_TASK_ID="2")
   assert codes == [2] and "no --run-dir in" in said
 

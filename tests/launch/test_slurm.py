@@ -123,7 +123,8 @@ def test_killed_stopped_and_requeued_it_is_still_the_same_run(slurm, experiment,
   begun = [int(x) for x in re.findall(r"starting at step (\d+)", text)]
   assert len(begun) == 5 and [b > 0 for b in begun] == [False, True, True, True, True], text
   # SIGTERM loses no step, whoever sends it.
-  assert {begun[2], begun[3]} == {int(x) for x in re.findall(r"step (\d+) of 120 is saved", text)}
+  stopped = [int(x) for x in re.findall(r"stopped on request after step (\d+) of 120", text)]
+  assert stopped == begun[2:4]
   told = re.findall(r"start (\d) of job \d+ ended with (\d+)", text)
   assert told == [("0", "137"), ("1", "75"), ("3", "137"), ("4", "0")], text
   assert not list(run_dir.glob("starts.*"))
@@ -142,7 +143,7 @@ def test_what_has_ended_for_good_is_not_requeued(slurm, experiment, tmp_path):
   until(lambda: lines(run_dir) >= 5)
   said("scancel", number)
   assert ended(number)["JobState"] == "CANCELLED"
-  until(lambda: "is saved" in output(tmp_path, number))
+  until(lambda: "stopped on request after step" in output(tmp_path, number))
   time.sleep(10)  # would it come back, it would by now
   assert job(number)["JobState"] == "CANCELLED" and job(number)["Restarts"] == "0"
 
