@@ -42,17 +42,15 @@ def lines(curves: Sequence[Curve], *, title: str, x_label: str, y_label: str,
 
   Args:
     percent: whether y is one.
-    many: curves that are compared: the axis begins below the lowest, of smooth ones only the local
-      means are shown, and there is no legend.
+    many: curves that are compared: the axis is from the lowest to the highest after the first
+      tenth, of smooth ones only the local means are shown, and there is no legend.
   """
   thin = [(c, _thin(c)) for c in curves]
   kept = [(c, x, y, mean) for c, (x, y, mean) in thin if len(x)]
   if not kept:
     return f'<p class="none">{html.escape(title)}: nothing was recorded.</p>'
   x_top = max(float(x.max()) for _, x, _, _ in kept) or 1.0
-  y_top = _ceiling(kept)
-  y_low = min(float(mean.min()) for _, _, _, mean in kept) if many else 0.0
-  y_low -= 0.05 * (y_top - y_low) if many else 0.0
+  y_low, y_top = _settled(kept, x_top) if many else (0.0, _ceiling(kept))
   px, py = _scales(0.0, x_top, y_low, y_top)
   out = _axes(px, py, [(x, _short(x)) for x in _ticks(0.0, x_top, 6)],
               _fine(_ticks(y_low, y_top, 5)) if many else
@@ -169,6 +167,15 @@ def _ceiling(kept: Sequence[tuple[Curve, np.ndarray, np.ndarray, np.ndarray]]) -
   """A top of the axis that single spikes don't decide."""
   tops = [max(float(np.percentile(y, 99)), float(mean.max())) for _, _, y, mean in kept]
   return max(tops) * 1.05 or 1.0
+
+
+def _settled(kept: Sequence[tuple[Curve, np.ndarray, np.ndarray, np.ndarray]], x_top: float
+             ) -> tuple[float, float]:
+  """The ends of an axis on which curves that begin far off can be told apart later on."""
+  late = [mean[x >= x_top / 10] for _, x, _, mean in kept]
+  values = np.concatenate([some for some in late if len(some)] or [mean for *_, mean in kept])
+  edge = 0.05 * float(values.max() - values.min()) or 0.05 * abs(float(values.max())) or 1.0
+  return float(values.min()) - edge, float(values.max()) + edge
 
 
 def _ticks(low: float, top: float, most: int) -> list[float]:

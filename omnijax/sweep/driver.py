@@ -26,8 +26,8 @@ _PAUSE_S = 60.0  # at most, before another start
 class Source(Protocol):
   """Where further trials come from, and who says that one isn't worth going on with."""
 
-  def more(self, running: int) -> Entry | None:
-    """A further trial of the manifest; None if there is none, or none while those run."""
+  def more(self) -> Entry | None:
+    """A further trial of the manifest; None if there is none, or none until one ends."""
 
   def hopeless(self, entry: Entry) -> bool:
     """Whether a running trial is to be stopped for good."""
@@ -46,7 +46,7 @@ class Listed:
   def __init__(self, objective: Objective):
     self._objective = objective
 
-  def more(self, running: int) -> Entry | None:
+  def more(self) -> Entry | None:
     return None
 
   def hopeless(self, entry: Entry) -> bool:
@@ -186,7 +186,7 @@ class Driver:
     # Those that failed come after those that had no try yet.
     free = [e for e in self._waiting() if self._of(e).not_before <= now]
     best = min(free, key=lambda e: self._of(e).tries, default=None)
-    return best or self._source.more(len(self._running()))
+    return best or self._source.more()
 
   def _of(self, entry: Entry) -> _Begun:
     return self._begun.get(entry.trial.id, _Begun())

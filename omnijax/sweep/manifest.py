@@ -11,7 +11,6 @@ from omnijax.sweep import trial as trial_lib
 
 FILE, TRIALS = "manifest.json", "trials"
 State = Literal["waiting", "running", "done", "pruned", "failed"]
-ENDED = ("done", "pruned", "failed")
 
 
 @dataclasses.dataclass

@@ -1,7 +1,7 @@
 """Trials that Optuna asks for, and those that it gives up: ask and tell, with a journal on disk.
 
-A trial of Optuna's is one of ours: its attribute "id" names it. What the manifest says counts; what
-the journal lacks of it, since the sweep was killed in between, is told when it is opened again.
+A trial of Optuna's is one of ours, as the manifest says. Optuna is told how one ended before the
+manifest is, so that a sweep that is killed in between tells it once more and no time less.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from omnijax import config as config_lib
 from omnijax.sweep import space as space_lib
 from omnijax.sweep.figures import PARTS, Objective
-from omnijax.sweep.manifest import ENDED, Entry, Manifest
+from omnijax.sweep.manifest import Entry, Manifest
 
 JOURNAL = "optuna.log"
 _NEEDS = {"gp": ("torch", "scipy"), "cmaes": ("cmaes",)}
@@ -54,7 +54,7 @@ class Study:
         raise ValueError(f"the sampler {sampler} needs {library}; `pip install {library}` brings "
                          "it.")
     self._fields = {k: _distribution(v) for k, v in space.fields.items()} if space else {}
-    self._exhausted = False
+    self._exhausted = False  # until more is known
     self._looked: dict[str, int] = {}  # at the curve of a trial, when so many parts were done
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     runs = [e.trial.run for e in manifest.listed] if space is None else [space.run]
@@ -77,7 +77,7 @@ class Study:
         self._study.sampler = _sampler(self._sampler, self._seed, number, self._trials)
 
   def _reconcile(self) -> None:
-    """Brings manifest and study to the same state."""
+    """Lists the trials of this study, and ends those of Optuna's that came to nothing."""
     mine = {e.number: e for e in self._manifest.listed + self._manifest.left
             if e.study == self.name}
     for frozen in self._study.get_trials(deepcopy=False):
@@ -87,18 +87,16 @@ class Study:
           self._study.tell(frozen.number, state=TrialState.FAIL)
         continue
       if self._space is not None:
-        entry = self._manifest.add(self._run(self._space, frozen.params))
-      if entry.state in ENDED:
-        self._tell(entry)
+        self._manifest.add(self._run(self._space, frozen.params))
 
-  def more(self, running: int) -> Entry | None:
+  def more(self) -> Entry | None:
     if self._space is None or self._exhausted or len(self._mine()) >= self._trials:
       return None
     for _ in range(_SAME):
       entry = self._ask(self._space)
       if entry is not None:
         return entry
-    self._exhausted = not running
+    self._exhausted = True
     return None
 
   def _mine(self) -> list[Entry]:
@@ -117,7 +115,7 @@ class Study:
       return None
     entry = self._manifest.add(run)
     entry.study, entry.number = self.name, asked.number
-    asked.set_user_attr("id", entry.trial.id)
+    asked.set_user_attr("id", entry.trial.id)  # for people who look at the journal
     self._manifest.write()
     return entry
 
@@ -127,9 +125,8 @@ class Study:
   def hopeless(self, entry: Entry) -> bool:
     if isinstance(self._study.pruner, optuna.pruners.NopPruner):
       return False
-    steps, total = entry.trial.steps, entry.trial.run.train.steps
-    part = steps * PARTS // total
-    if steps >= total or part == self._looked.get(entry.trial.id, 0):
+    part = entry.trial.steps * PARTS // entry.trial.run.train.steps
+    if part == self._looked.get(entry.trial.id, 0):
       return False
     self._looked[entry.trial.id] = part
     points = self._objective.curve(entry.trial)
@@ -152,7 +149,7 @@ class Study:
     return self._study.get_trials(deepcopy=False)[entry.number]
 
   def ended(self, entry: Entry) -> None:
-    entry.value = self._objective.value(entry.trial)
+    entry.value, self._exhausted = self._objective.value(entry.trial), False
     self._tell(entry)
 
   def _tell(self, entry: Entry) -> None:

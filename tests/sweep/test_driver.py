@@ -57,13 +57,14 @@ def test_all_are_run_once_and_none_again(tmp_path):
 
 
 def test_who_ends_before_is_started_again_and_goes_on(tmp_path):
-  made = runs()
-  # Killed; stopped by somebody with all saved; lost others with nothing new, twice.
+  made = runs((*RATES, 5e-3))
+  # Killed; stopped by somebody with all saved; lost others with nothing new, twice; killed before
+  # the last step was saved.
   ends = {made[0].name: [(-9, 4)], made[1].name: [(0, 7), (75, 9)],
-          made[2].name: [(75, 0), (76, 0)]}
+          made[2].name: [(75, 0), (76, 0)], made[4].name: [(-9, pretend.STEPS)]}
   engine = pretend.Engine(ends=ends)
   book, said = sweep(tmp_path, engine, made)
-  assert states(book) == [("done", 2), ("done", 3), ("done", 3), ("done", 1)]
+  assert states(book) == [("done", 2), ("done", 3), ("done", 3), ("done", 1), ("done", 2)]
   assert any("ended with -9 at step 4 (killed by SIGKILL); again in" in s for s in said)
   # What never had a start comes before what had one that failed.
   assert engine.started.index(made[3].name) < engine.started.index(made[0].name, 1)
@@ -126,7 +127,7 @@ def test_asked_to_stop_all_save_and_the_next_call_goes_on(tmp_path, number, rais
 
   before = signal.getsignal(number)
   with pytest.raises(raises):
-    sweep(tmp_path, Asked(), made)
+    sweep(tmp_path, Asked(), made, restarts=0)
   assert signal.getsignal(number) == before
   book = manifest_lib.Manifest(tmp_path)
   assert [(e.state, e.starts, e.trial.saved) for e in book.left] == [

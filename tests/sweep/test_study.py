@@ -1,6 +1,7 @@
 """Optuna's choices and pruning, whole, cut off and gone on with."""
 
 import math
+import time
 
 import pretend
 import pytest
@@ -111,12 +112,18 @@ def test_killed_anywhere_it_goes_on(tmp_path, monkeypatch, owner, name, call, la
   # Also within a write to the journal.
   with (tmp_path / study.JOURNAL).open("a") as file:
     file.write('{"op_code": 6, "wor')
-  (tmp_path / f"{study.JOURNAL}.lock").symlink_to(study.JOURNAL)
   book, source = sweep(tmp_path, second, rates())
   assert [e.state for e in book.listed] == ["done"] * 8
   assert done.isdisjoint(second.started) and len(second.started) == 8 - len(done)
   assert sorted(s for s, *_ in told(source)) in (["COMPLETE"] * 8, ["COMPLETE"] * 8 + ["FAIL"])
   assert {e.value for e in book.listed} == {v for s, v, _ in told(source) if s == "COMPLETE"}
+
+
+def test_a_lock_that_nobody_holds_is_nobodys(tmp_path):
+  (tmp_path / f"{study.JOURNAL}.lock").symlink_to(study.JOURNAL)
+  begun = time.monotonic()
+  sweep(tmp_path, pretend.Engine(), rates(), trials=1)
+  assert time.monotonic() - begun < 25  # Optuna would wait for half a minute
 
 
 def test_who_is_worse_than_others_is_stopped(tmp_path):
@@ -152,6 +159,10 @@ def test_who_failed_is_tried_again_and_told_of(tmp_path):
   engine = pretend.Engine()
   book, source = sweep(tmp_path / "more", engine, over)
   assert engine.started == [bad] and [e.state for e in book.listed] == ["done"] * 8
+  for entry in book.listed:  # with the settings that it had
+    state, _, params = told(source)[entry.number]
+    rate = entry.trial.run.optim.peak_lr
+    assert state == "COMPLETE" and params["optim.peak_lr"] == pytest.approx(rate, rel=1e-3)
   assert [s for s, *_ in told(source)].count("COMPLETE") == 8
 
 
@@ -163,8 +174,9 @@ def test_a_loss_that_is_no_number_is_a_failure_to_optuna_alone(tmp_path):
 
 def test_a_space_that_is_used_up_ends_the_sweep(tmp_path):
   over = space.grid(pretend.run(), {"train.seed": (0, 1, 2)})
-  book, _ = sweep(tmp_path, pretend.Engine(), over, trials=10)
+  book, source = sweep(tmp_path, pretend.Engine(room=4), over, trials=10)
   assert [e.state for e in book.listed] == ["done"] * 3
+  assert len(told(source)) <= 3 + 4 * study._SAME  # it is not asked all the time
 
 
 def test_settings_that_optuna_does_not_know_are_chosen_too(tmp_path):
