@@ -25,6 +25,7 @@ _FINAL = "|".join(map(str, sorted((exits.DONE, exits.BAD_INPUT, exits.NEVER, exi
 _JOB = """\
 #!/bin/bash
 set -eu
+{{  # a shell that gets this by a pipe reads all of it before ssh might
 gcloud compute tpus queued-resources describe {where} > /dev/null 2>&1 ||
   gcloud compute tpus queued-resources create {where} \\
     {ask}
@@ -61,6 +62,7 @@ To look at it, to stop it with everything saved, and to give the TPUs back:
   {every} --command="pkill -TERM -f '^{process}'"
   gcloud compute tpus queued-resources delete {where} --force
 TOLD
+}} < /dev/null
 """
 
 

@@ -210,7 +210,7 @@ FAKES = {
       *"describe"*"--format"*) head -n 1 states; sed -i 1d states;;
       *"describe"*) [ -e there ];;
       *"create"*) touch there;;
-      *"ssh"*) for last; do :; done; bash -c "${last#--command=}";;
+      *"ssh"*) cat > /dev/null; for last; do :; done; bash -c "${last#--command=}";;
     esac""",
   # Ends with each line of codes in turn; one with + brings a new checkpoint.
   "python3": """echo "$*" >> trained
@@ -266,7 +266,7 @@ def test_hosts_of_tpu_vms_go_on_by_themselves(fakes, capsys, codes, last, starts
   Path("codes").write_text("\n".join(codes) + "\n")
   script = text(capsys, "tpu-vm", "--topology", "v5e:4x4", "--zone", "z", "--setup",
                 "echo 'a b' > s", "--restarts", "2", "--", "it's.py", "--run-dir", "runs")
-  done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+  done = subprocess.run(["bash"], input=script, capture_output=True, text=True, timeout=60)
   assert done.returncode == 0 and "^python3 -m omnijax.cli'" in done.stdout, done.stderr
   assert Path("s").read_text() == "a b\n"
   log, deadline = Path("omnijax-runs.log"), time.monotonic() + 30
