@@ -3,8 +3,13 @@
 Purpose: the whole path on small real data; see experiments/digits/SOURCES.md for the data.
 Hardware: 2 CPU cores, 2 GB. Cost: 5 to 13 minutes, by the machine. Result: README.md, which says
 of which commit.
+
+`sweep()` is over the learning rates of both optimizers and the rotary angle, on the records that
+`omnijax quickstart` makes in quickstart_run: 12 trials of 200 steps, each about a minute and a half
+on two cores.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,6 +17,7 @@ from experiments.digits import manifest, unpack, voices
 from omnijax import config
 from omnijax.evals import directions
 from omnijax.generate.sample import Sampling, Setting
+from omnijax.sweep import space
 
 WORDS = voices.WORDS
 SOURCES = Path(__file__).parent / "digits" / "SOURCES.md"
@@ -46,6 +52,16 @@ def run() -> config.Run:
     mesh=config.Mesh(data=1, fsdp=1),
     train=config.Train(steps=1200, log_every=20, save_every=200),
   )
+
+
+def sweep() -> space.Space:
+  base = run()
+  base = dataclasses.replace(
+    base, data=dataclasses.replace(base.data, heldout=("quickstart_run/records/heldout",)),
+    train=dataclasses.replace(base.train, steps=200, save_every=100),
+    eval=config.Eval(every=20, batches=8))
+  return space.grid(base, {"optim.muon_lr": (0.005, 0.02, 0.08), "optim.peak_lr": (1e-3, 3e-3),
+                           "model.rope_theta": (10.0, 10_000.0)})
 
 
 def manifests(folder: Path) -> None:

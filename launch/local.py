@@ -116,7 +116,9 @@ class Gang:
       if deadline is not None and time.monotonic() > deadline:
         self.send(signal.SIGKILL)
       time.sleep(0.05)
-    for pump in self._pumps:
+    for member, pump in zip(self.members, self._pumps, strict=True):
+      with contextlib.suppress(ProcessLookupError):  # what it left behind would hold its output
+        os.killpg(member.pid, signal.SIGKILL)
       pump.join(5)
     return [m.returncode for m in self.members]
 

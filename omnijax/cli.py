@@ -17,12 +17,13 @@ from typing import Any
 from omnijax import __version__, config, experiment, host, usage
 from omnijax.arguments import Parser, command
 from omnijax.job import exits
+from omnijax.sweep import arguments as sweep_arguments
 
 _MODALITIES = ("text", "image", "audio")
 
 # Module -> the extra that brings it.
 _EXTRAS = {"pystoi": "eval", "faster_whisper": "eval", "libtpu": "tpu",
-           "jax_cuda13_plugin": "cuda", "torch": "bench"}
+           "jax_cuda13_plugin": "cuda", "torch": "bench", "optuna": "optuna", "ray": "ray"}
 _FOR_PEOPLE = (ValueError, FileNotFoundError, PermissionError, NotADirectoryError,
                IsADirectoryError, ModuleNotFoundError)
 
@@ -124,6 +125,10 @@ def _parser() -> argparse.ArgumentParser:
   p = command(commands, "train", _train, usage.TRAIN, fields=True)
   p.add_argument("experiment", metavar="EXPERIMENT", type=Path, nargs="?", help="Python file")
   p.add_argument("--run-dir", type=Path, metavar="DIR", help="directory of the run")
+  p.add_argument("--change", action="store_true", help="go on with other data or optimizer")
+
+  p = command(commands, "sweep", _sweep, usage.SWEEP, fields=True)
+  sweep_arguments.add(p)
 
   p = command(commands, "plan", _plan, usage.PLAN, fields=True)
   p.add_argument("experiment", metavar="EXPERIMENT", type=Path, nargs="?", help="Python file")
@@ -268,36 +273,9 @@ def _tokenizer_train(args: argparse.Namespace, fields: list[str]) -> None:
 
 
 def _tokenizer_eval(args: argparse.Namespace, _: list[str]) -> None:
-  from omnijax.evals import manifest
-  from omnijax.tokenizers import load
+  from omnijax.evals import command
 
-  path = load.directory(args.kind, args.path)
-  if args.kind == "text":
-    from omnijax.evals import text
-
-    values = text.evaluate(load.text.load(path), manifest.texts(args.data))
-  elif args.kind == "image":
-    from omnijax.evals import images
-
-    values = images.evaluate(load.image.load(path), manifest.files(args.data, "image"))
-  else:
-    from omnijax.evals import codec
-
-    manifest.files(args.data, "audio")  # says what is wrong with it
-    values = codec.evaluate(load.audio.load(path), args.data, _recogniser())
-  _show(values, args.json)
-
-
-def _recogniser() -> Any:
-  """Whisper-base where the extra `eval` is installed; its weights go to the user's cache."""
-  from omnijax.evals import codec
-
-  cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "omnijax"
-  try:
-    return codec.whisper(cache / "whisper-base")
-  except (ImportError, ValueError) as error:
-    print(f"omnijax: no word error rate: {error}", file=sys.stderr)
-    return None
+  _show(command.tokenizer(args.kind, args.path, args.data), args.json)
 
 
 def _experiment(args: argparse.Namespace, fields: list[str], *need: str) -> config.Run:
@@ -320,14 +298,28 @@ def _experiment(args: argparse.Namespace, fields: list[str], *need: str) -> conf
 
 
 def _train(args: argparse.Namespace, fields: list[str]) -> None:
-  run = _experiment(args, fields, "run_dir")
-  from omnijax.job import processes
+  from omnijax.job import preemption
 
+  preemption.hold_early()
+  run = _experiment(args, fields, "run_dir")
+  from omnijax.job import goodput, processes
+
+  stopped = exits.stopped()
   processes.join()
-  from omnijax.job import goodput
   from omnijax.train import loop
 
-  loop.train(run, args.run_dir, begun=goodput.began())
+  if not loop.train(run, args.run_dir, change=args.change, begun=goodput.began()):
+    sys.exit(stopped)  # an ordinary exit, for every process has saved
+
+
+def _sweep(args: argparse.Namespace, fields: list[str]) -> None:
+  _experiment(args, fields if args.help else [])
+  from omnijax.sweep import command
+
+  command.run(args.experiment, fields, command.Options(
+    dir=args.dir or Path("sweeps") / args.experiment.stem,
+    **{name: getattr(args, name) for name in sweep_arguments.NAMES}),
+    f"{args.parser.prog} {args.experiment}")
 
 
 def _checkpoint(args: argparse.Namespace, _: list[str]) -> None:

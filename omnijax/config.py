@@ -283,21 +283,25 @@ class Train:
   save_every: int = 500
   keep: int = 2  # newest checkpoints kept
   keep_every: int = 0  # steps between checkpoints that are kept for ever; 0 is none
+  keep_best: int = 0  # checkpoints of the lowest held-out loss kept
+  # Steps between comparisons of what several devices hold copies of, lest one computes wrongly
+  # without a word. Then also before each save. 0 is never.
+  replicas_every: int = 0
   stuck_after_s: float = 1800.0  # without progress, until the process ends; 0 is never
   sample_every: int = 0  # steps between written samples; 0 is only at the end
 
   def __post_init__(self) -> None:
     _positive(self, "steps", "log_every", "save_every", "keep")
-    if min(self.keep_every, self.sample_every, self.stuck_after_s) < 0:
-      raise ValueError(f"Train.keep_every, sample_every and stuck_after_s are {self.keep_every}, "
-                       f"{self.sample_every} and {self.stuck_after_s}; none may be below 0.")
+    names = ("keep_every", "keep_best", "replicas_every", "sample_every", "stuck_after_s")
+    if below := {name: getattr(self, name) for name in names if getattr(self, name) < 0}:
+      raise ValueError(f"Train has {below}; none of them may be below 0.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Eval:
   """Loss on held-out records during training."""
 
-  every: int = 0  # steps between evaluations; 0 is never
+  every: int = 0  # steps between evaluations, with one after the last step; 0 is never
   batches: int = 8
 
   def __post_init__(self) -> None:
@@ -324,6 +328,11 @@ class Run:
     if self.data.rows % self.optim.accumulate:
       raise ValueError(f"Data.rows {self.data.rows} is not a multiple of Optim.accumulate "
                        f"{self.optim.accumulate}; change one of them.")
+    if self.train.keep_best and not (self.eval.every
+                                     and self.train.save_every % self.eval.every == 0):
+      raise ValueError(f"Train.keep_best is {self.train.keep_best}, but not every saved step has a "
+                       f"held-out loss: Eval.every is {self.eval.every}, Train.save_every "
+                       f"{self.train.save_every}; make every divide save_every.")
     room, most = self.model.attention_documents, self.data.documents
     if room < 0 or room and not 0 < most <= room:
       raise ValueError(f"Model.attention_documents is {room} and Data.documents {most or 'any'}; "

@@ -1,14 +1,17 @@
-"""Experiments: Python files with `run() -> Run`, and overrides of their fields by name."""
+"""Experiments: Python files with `run() -> Run`, and changes of their fields by name."""
 
 import contextlib
 import dataclasses
 import difflib
 import importlib.util
 import io
+import json
+import numbers
 import re
 import sys
 import types
-from collections.abc import Iterator, Sequence
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,15 +21,29 @@ T = TypeVar("T")
 
 
 def load(path: Path) -> config_lib.Run:
-  """The run that an experiment file describes.
+  """The run that an experiment file describes; that of a `.json` is as `config.to_json` wrote it.
 
   Raises:
-    ValueError: no such file, no `run` in it, or `run()` doesn't return a Run.
+    ValueError: no such file, no `run` in it, or `run()` doesn't return a Run; or the JSON is of no
+      run.
   """
+  if path.suffix == ".json" and path.is_file():
+    return _resolved(path)
   run = module(path).run()
   if not isinstance(run, config_lib.Run):
     raise ValueError(f"run() of {path} returned {type(run).__name__}; wanted omnijax.config.Run.")
   return run
+
+
+def _resolved(path: Path) -> config_lib.Run:
+  try:
+    values = json.loads(path.read_text("utf-8"))
+    if not isinstance(values, dict):
+      raise ValueError(f"it is a {type(values).__name__} and no object")
+    return config_lib.from_json(json.dumps(values))
+  except ValueError as error:
+    raise ValueError(f"{path} does not describe a run: {error}; wanted what training writes as "
+                     "config.json into the directory of a run.") from error
 
 
 def module(path: Path) -> types.ModuleType:
@@ -86,6 +103,66 @@ def flags(value: Any, prefix: str = "--") -> Iterator[str]:
       yield from flags(inner, f"{name}.")
     else:
       yield name
+
+
+def changed(run: config_lib.Run, settings: Mapping[str, Any]) -> config_lib.Run:
+  """A run with some fields, or whole sections, replaced; all at once, since some need each other.
+
+  Args:
+    run: the run.
+    settings: by dotted name, such as optim.peak_lr or data.tasks.draw.
+
+  Raises:
+    ValueError: an unknown field (the nearest known one is named) or a value that doesn't fit.
+  """
+  return _changed(run, {name: fitting(run, name, value) for name, value in settings.items()})
+
+
+def _changed(value: T, settings: Mapping[str, Any]) -> T:
+  parts: dict[str, Any] = {}
+  for name, new in settings.items():
+    first, _, rest = name.partition(".")
+    parts.setdefault(first, {})[rest] = new
+  return dataclasses.replace(value, **{  # type: ignore[type-var]
+    k: v[""] if "" in v else _changed(getattr(value, k), v) for k, v in parts.items()})
+
+
+def fitting(run: config_lib.Run, name: str, value: Any) -> Any:
+  """A value as a field of a run has it: 1 for a number of 1.0, a tuple for a list.
+
+  Raises:
+    ValueError: there is no such field, or the value is of another kind.
+  """
+  at: Any = run
+  *sections, last = name.split(".")
+  for section in sections:
+    at = getattr(at, section, None)
+  hints = typing.get_type_hints(type(at)) if dataclasses.is_dataclass(at) else {}
+  if last not in hints:
+    known = [flag.removeprefix("--").replace("-", "_") for flag in flags(run)]
+    near = difflib.get_close_matches(name, known, 1, 0.0)
+    raise ValueError(f"a run has no field {name!r}; did you mean {near[0]!r}?")
+  return _fitting(value, hints[last], name)
+
+
+def _fitting(value: Any, hint: Any, name: str) -> Any:
+  inner = typing.get_args(hint)
+  if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+    many = inner[1:] == (...,)
+    if many or len(inner) == len(value):
+      return tuple(_fitting(v, inner[0 if many else i], name) for i, v in enumerate(value))
+  elif typing.get_origin(hint) is typing.Literal:
+    if value in inner:
+      return value
+  elif hint in (int, float):
+    kind = numbers.Integral if hint is int else numbers.Real
+    if isinstance(value, kind) and not isinstance(value, bool):
+      return hint(value)
+  elif isinstance(hint, type) and isinstance(value, hint):
+    return value
+  wanted = ("one of " + ", ".join(map(repr, inner)) if typing.get_origin(hint) is typing.Literal
+            else getattr(hint, "__name__", str(hint)) if not inner else str(hint))
+  raise ValueError(f"{name} is {value!r}; wanted {wanted}.")
 
 
 def _sentence(box: str) -> str:

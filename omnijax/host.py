@@ -24,6 +24,12 @@ def dies_with_me() -> dict[str, str]:
   return {_LAUNCHER: str(os.getpid())}
 
 
+def die_with_parent() -> None:
+  """On Linux: this process is killed when the one that started it ends, in whatever way."""
+  if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 def die_with_launcher() -> None:
   """On Linux: this process is killed when the one that set `dies_with_me` for it ends.
 
@@ -33,7 +39,7 @@ def die_with_launcher() -> None:
   launcher = os.environ.pop(_LAUNCHER, None)  # what this process starts has another parent
   if launcher is None or sys.platform != "linux":
     return
-  ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+  die_with_parent()
   if str(os.getppid()) != launcher:
     raise exits.Again(f"{_LAUNCHER} says that process {launcher} started this one, but its parent "
                       f"is {os.getppid()}: the launcher is gone, or something stands between.")
@@ -54,11 +60,18 @@ def keep_memory() -> None:
       mallopt(option, value)
 
 
+class _ToStderr(logging.Handler):
+  """To what sys.stderr is at the time; logging's own keeps the first one, which may be closed."""
+
+  def emit(self, record: logging.LogRecord) -> None:
+    print(self.format(record), file=sys.stderr, flush=True)
+
+
 def log_to_stderr() -> None:
   """What omnijax has to say goes to stderr, bare; of other libraries, warnings."""
   log = logging.getLogger("omnijax")
   if not log.handlers:
-    handler = logging.StreamHandler()
+    handler = _ToStderr()
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(handler)
   log.setLevel(logging.INFO)

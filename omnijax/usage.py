@@ -6,6 +6,7 @@ Trains, and then runs, one Transformer that natively reads and writes text, imag
   omnijax quickstart --dir quickstart_run         the whole path on small real data, minutes
   omnijax prepare MANIFEST --out DATA             raw files -> tokenised records
   omnijax train EXPERIMENT --run-dir RUN          records -> a trained model
+  omnijax sweep EXPERIMENT                        many runs, begun again and compared as one
   omnijax generate RUN --text "..." --to image    a trained model -> text, a picture or sound
   omnijax plan EXPERIMENT --topology v5p:4x4x4    what it needs on TPUs that aren't here
   omnijax bench step EXPERIMENT --against torch   how fast it is on what is here
@@ -70,10 +71,38 @@ Trains the run that EXPERIMENT, a Python file with `run() -> Run`, describes; re
 Every field of the run can be given; `omnijax train EXPERIMENT --help` lists them with their
 values. RUN_DIR gets config.json, metrics.jsonl, TensorBoard events, checkpoints and samples.
 
+A directory of another run is refused. With --change settings of data, loss and optim may be others
+than before, as may the records: the run goes on with them from its newest checkpoint, data from the
+row of the plan where it was, and that is saved with every checkpoint from then on.
+
 The same command on every host of a job makes one job of them, found as jax finds them (TPU, SLURM,
 ...) or by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. SIGTERM to any process
-makes all save the same step and end. Exit codes: 0 done or stopped on request, 2 bad input, 42 no
-checkpoint is good, 75 try again, 76 stuck, try again.
+makes all save the same step and end. Exit codes: 0 done or stopped on request (of the latter
+OMNIJAX_STOPPED_CODE, where it is set), 2 bad input, 42 no checkpoint is good, 75 try again, 76
+stuck, try again.
+"""
+SWEEP = """\
+Runs what the `sweep()` of EXPERIMENT gives, each a trial with a directory of its own, and compares
+them. Run again to go on: what is done is not run again, what failed is tried again.
+
+  omnijax sweep experiments/quickstart.py --dir sweeps/first --jobs 2 --train.steps 100
+
+sweep() gives Runs with names of their own, one by one or as
+`omnijax.sweep.space.grid(run(), {"optim.peak_lr": (1e-3, 3e-3), "train.seed": (0, 1)})`, or
+`space.random` with ranges. Fields that are given here change all of them. Of a grid or a random
+draw Optuna can choose instead, one after another, by what came of those before, and stop those that
+are worse than others at the same step (extra `optuna`):
+
+  omnijax sweep experiments/quickstart.py --dir sweeps/tpe --optuna tpe --trials 20 --pruner median
+
+DIR gets manifest.json (ids, settings, states), trials/ID as `omnijax train` makes them,
+results.csv, and report.html with curves and final losses of each modality. A trial that is killed
+is started again, and resumes. Ctrl-C or SIGTERM makes all trials save and end; no trial outlives
+this command. Exit codes: 0 all done, 1 some failed, 2 bad input, 75 stopped by SIGTERM, 130 by
+Ctrl-C.
+
+Engines: local processes; ray, on the cluster of RAY_ADDRESS or one on this machine (extra `ray`);
+slurm, an array of jobs. All machines must see DIR and the data under the same names.
 """
 GOODPUT = """\
 Where the time of a run went, over all its starts: steps that count, and everything else.

@@ -35,7 +35,7 @@ def path(tmp_path):
 def trained(monkeypatch):
   """What `omnijax train` would train, without training it or importing what would."""
   calls = []
-  loop = types.SimpleNamespace(train=lambda run, run_dir, begun: calls.append((run, run_dir)))
+  loop = types.SimpleNamespace(train=lambda run, run_dir, **_: not calls.append((run, run_dir)))
   monkeypatch.setattr(omnijax.train, "loop", loop, raising=False)
   monkeypatch.setitem(sys.modules, "omnijax.train.loop", loop)
   monkeypatch.setattr("omnijax.job.processes.join", lambda: None)
@@ -129,6 +129,25 @@ def test_bad_experiments(text, message, tmp_path, capfd):
     file.write_text(text)
   error = error_of(capfd, "train", file, "--run-dir", tmp_path / "r")
   assert message in error and str(file) in error
+
+
+def test_a_resolved_run_is_an_experiment_too(trained, tmp_path):
+  file = tmp_path / "run.json"
+  file.write_text(config.to_json(tiny.run(train={"seed": 5})))
+  assert cli.main(["train", str(file), "--run-dir", str(tmp_path / "r"), "--train.steps", "3"]) == 0
+  assert trained == [(tiny.run(train={"seed": 5, "steps": 3}), tmp_path / "r")]
+
+
+@pytest.mark.parametrize("text, message", [
+  ("{", "does not describe a run: Expecting property name"),
+  ("[]", "does not describe a run: it is a list and no object; wanted what training writes"),
+  ('{"name": "x", "speed": 3}', "unknown field(s) ['speed']"),
+  ('{"name": "x"}', "missing 3 required keyword-only arguments"),
+  ('{"name": "x", "train": {"steps": 0}}', "Train.steps is 0")])
+def test_bad_resolved_runs(text, message, tmp_path, capfd):
+  (tmp_path / "run.json").write_text(text)
+  error = error_of(capfd, "train", tmp_path / "run.json", "--run-dir", tmp_path / "r")
+  assert message in error and "run.json" in error
 
 
 def test_an_experiment_may_import_the_ones_beside_it(path, tmp_path):

@@ -22,7 +22,8 @@ LAYERS = (
   ("omnijax.data", "omnijax.model"),
   ("omnijax.train", "omnijax.checkpoint", "omnijax.generate"),
   ("omnijax.evals", "omnijax.serve"),
-  ("omnijax.train.loop", "omnijax.quickstart", "omnijax.plan", "omnijax.bench"),
+  ("omnijax.train.loop", "omnijax.quickstart", "omnijax.plan", "omnijax.bench",
+   "omnijax.sweep"),
   ("omnijax.cli",),
 )
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}

@@ -42,16 +42,17 @@ def fingerprints(arrays: Mapping[str, Any]) -> dict[str, str]:
   Every process must call it. Each element's bits are mixed with its place and added up modulo
   2^32, in whatever order the devices like.
   """
-  words = jax.device_get(_words(dict(arrays)))
-  return {name: "".join(f"{int(w):08x}" for w in np.asarray(pair)) for name, pair in words.items()}
+  pairs = jax.device_get(_all_words(dict(arrays)))
+  return {name: "".join(f"{int(w):08x}" for w in np.asarray(pair)) for name, pair in pairs.items()}
 
 
 @jax.jit
-def _words(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-  return {name: _leaf(x) for name, x in arrays.items()}
+def _all_words(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  return {name: words(x) for name, x in arrays.items()}
 
 
-def _leaf(x: jax.Array) -> jax.Array:
+def words(x: jax.Array) -> jax.Array:
+  """The fingerprint of an array as two uint32."""
   unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
   bits = (x if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, unsigned)).astype(
     jnp.uint32)

@@ -11,7 +11,7 @@ from orbax.checkpoint import v1 as ocp
 from omnijax import config as config_lib
 from omnijax import vocab as vocab_lib
 
-FORMAT = 2
+FORMAT = 3
 _log = logging.getLogger("omnijax")
 
 

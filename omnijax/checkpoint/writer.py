@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from orbax.checkpoint import v1 as ocp
@@ -32,6 +32,15 @@ class _Other(ValueError):
   """A whole checkpoint of something else."""
 
 
+class Restored(NamedTuple):
+  """What a checkpoint had."""
+
+  model: Any
+  training: Any
+  events: list[dict[str, Any]]  # of the run, until then
+  identity: Identity  # of the run, then
+
+
 class Checkpoints:
   """The checkpoints of one run directory, written by its trainer; every process makes one.
 
@@ -40,12 +49,17 @@ class Checkpoints:
     identity: of the run.
     keep: how many of the newest stay.
     keep_every: those of every so many steps stay for ever; 0 is none.
+    keep_best: how many stay of those with the lowest held-out loss.
   """
 
-  def __init__(self, directory: Path, identity: Identity, *, keep: int, keep_every: int = 0):
+  def __init__(self, directory: Path, identity: Identity, *, keep: int, keep_every: int = 0,
+               keep_best: int = 0):
     self._directory, self._identity = directory.absolute(), identity
     policies = ocp.training.preservation_policies
     kept = [policies.LatestN(keep), *([policies.EveryNSteps(keep_every)] if keep_every else [])]
+    if keep_best:
+      kept.append(policies.BestN(get_metric_fn=lambda metrics: -metrics["loss"], n=keep_best,
+                                 keep_checkpoints_without_metrics=False))
     self._orbax = ocp.training.Checkpointer(
       self._directory, cleanup_tmp_directories=True,
       preservation_policy=policies.AnyPreservationPolicy(kept))
@@ -61,27 +75,32 @@ class Checkpoints:
     """Step of the newest whole checkpoint."""
     return self.steps[-1] if self.steps else None
 
-  def save(self, step: int, model: Any, training: Any, events: Sequence[dict[str, Any]] = ()
-           ) -> None:
+  def save(self, step: int, model: Any, training: Any, events: Sequence[dict[str, Any]] = (),
+           loss: float | None = None) -> None:
     """Copies the state to the host and writes it in the background.
 
     Args:
       step: finished steps.
       model, training: trees of arrays.
       events: what happened to the run so far that its future depends on.
+      loss: held-out, of this step, if it is known.
 
     Raises:
       Again: the save before this one failed.
     """
+    begun = time.perf_counter()
     self.wait()
     trees = {"model": arrays_lib.named(model), "training": arrays_lib.named(training)}
     prints = {part: arrays_lib.fingerprints(arrays) for part, arrays in trees.items()}
     try:
-      response = self._orbax.save_checkpointables_async(step, trees, custom_metadata={
-        **self._identity.to_json(), "fingerprints": prints, "events": list(events)})
+      response = self._orbax.save_checkpointables_async(
+        step, trees, metrics=None if loss is None else {"loss": loss}, custom_metadata={
+          **self._identity.to_json(), "fingerprints": prints, "events": list(events)})
     except Exception as error:
       raise exits.Again(_failed(step, error)) from error
     self._saving = _Saving(step, self._directory / str(step), response)
+    _log.info("checkpoint %d: training stood still for %.2f s; the rest is written beside it", step,
+              time.perf_counter() - begun)
 
   def poll(self) -> None:
     """Raises Again if the save in flight has failed."""
@@ -94,13 +113,13 @@ class Checkpoints:
       saving, self._saving = self._saving, None
       saving.finish()
 
-  def restore(self, model: Any, training: Any) -> tuple[Any, Any, list[dict[str, Any]]] | None:
+  def restore(self, model: Any, training: Any) -> Restored | None:
     """The newest good checkpoint, in the shapes, types and shardings of the given trees.
 
     Damaged ones are moved to quarantine, as all processes agree, and the next older one is taken.
 
     Returns:
-      Both trees and the events saved with them; None if there is no checkpoint at all.
+      What was saved; None if there is no checkpoint at all.
 
     Raises:
       ValueError: it is of another format, vocabulary, model or tokenizer, or a parameter is
@@ -110,11 +129,12 @@ class Checkpoints:
     want = {"model": arrays_lib.named(model), "training": arrays_lib.named(training)}
     bad: list[str] = []
     for step in reversed(self.steps):
-      why, got, events = self._try(step, want)
+      why, got, found = self._try(step, want)
       if not why:
-        assert got is not None
-        return (arrays_lib.unnamed(got["model"], model),
-                arrays_lib.unnamed(got["training"], training), events)
+        assert got is not None and found is not None
+        return Restored(arrays_lib.unnamed(got["model"], model),
+                        arrays_lib.unnamed(got["training"], training), found["events"],
+                        identity_lib.parse(found, self._directory / str(step)))
       bad.append(f"{step} ({why})")
       self._quarantine(step, why)
     if bad or any((self._directory.parent / "quarantine").glob("*")):
@@ -125,8 +145,8 @@ class Checkpoints:
     return None
 
   def _try(self, step: int, want: dict[str, Any]
-           ) -> tuple[str, dict[str, Any] | None, list[dict[str, Any]]]:
-    """Why a step is no good, or its arrays and events."""
+           ) -> tuple[str, dict[str, Any] | None, dict[str, Any] | None]:
+    """Why a step is no good, or its arrays and metadata."""
     path = self._directory / str(step)
     index, count = jax.process_index(), jax.process_count()
     # Before anyone loads: whom a load fails waits for the others, and they for it.
@@ -135,7 +155,7 @@ class Checkpoints:
     if not why and found is None:
       why = "its metadata can't be read"
     if not processes.agree(not why):
-      return why or "another process found it damaged", None, []
+      return why or "another process found it damaged", None, None
     assert found is not None
     identity_lib.check(self._identity, found, path)
     got = None
@@ -156,8 +176,8 @@ class Checkpoints:
                names.items() if prints[part].get(name) != print_]
       why = f"other bits than were saved in {', '.join(wrong[:3])}" if wrong else ""
     if not processes.agree(not why):
-      return why or "another process found it damaged", None, []
-    return "", got, found["events"]
+      return why or "another process found it damaged", None, None
+    return "", got, found
 
   def _load(self, step: int, want: dict[str, Any]) -> dict[str, Any]:
     have = self._orbax.checkpointables_metadata(step).metadata

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from omnijax import config as config_lib
+from omnijax import host
 from omnijax import vocab as vocab_lib
 from omnijax.data import documents
 from omnijax.data.plan import Plan, key
 from omnijax.data.records import Records
+from omnijax.job import exits
 
 Batch = dict[str, np.ndarray]
 _log = logging.getLogger(__name__)
@@ -133,9 +135,11 @@ class Loader:
     rows = [self._rows[step * self._local + i] for i in range(self._local)]
     return _stack(rows)
 
-  def iterate(self, start_step: int, stop_step: int | None = None) -> Iterator[Batch]:
+  def iterate(self, start_step: int, stop_step: int | None = None, row: int | None = None
+              ) -> Iterator[Batch]:
     """Batches of the steps from start_step to before stop_step, made ahead in the background.
 
+    The first one begins with the plan's row `start_step * data.rows`, or with the row given.
     Workers, threads and prefetch are those of the config; they never change what is yielded.
     """
     # Here, because grain imports JAX, which planning and reading don't need.
@@ -149,20 +153,25 @@ class Loader:
     stop = stop_step if stop_step is not None else self.steps
     size = len(self._rows) if stop is None else stop * self._local
     data = self._data
-    rows = grain.MapDataset.source(self._rows)[start_step * self._local : size]
+    shift = 0 if row is None else row - start_step * data.rows
+    rows = grain.MapDataset.source(self._rows.shifted(shift))[start_step * self._local : size]
     ahead = data.prefetch if data.read_threads else 0
     batches = rows.batch(self._local, batch_fn=_stack).to_iter_dataset(
       grain.ReadOptions(num_threads=data.read_threads, prefetch_buffer_size=ahead))
     if data.workers:
       each = max(1, data.prefetch // data.workers)
       batches = batches.mp_prefetch(grain.MultiprocessingOptions(
-        num_workers=data.workers, per_worker_buffer_size=each))
+        num_workers=data.workers, per_worker_buffer_size=each), _begin_worker)
     elif data.prefetch and not data.read_threads:
       batches = experimental.ThreadPrefetchIterDataset(
         batches, prefetch_buffer_size=data.prefetch)
     iterator = iter(batches)
     try:
       yield from iterator
+    except RuntimeError as error:
+      if "terminated unexpectedly" not in str(error):
+        raise
+      raise exits.Again(f"a data worker is gone: {error}") from error
     finally:
       iterator.close()
 
@@ -183,9 +192,13 @@ class _Rows:
   """One host's rows, in the order of its batches, for grain to read at random."""
 
   def __init__(self, records: list[Records], plan: Plan, data: config_lib.Data,
-               vocab: vocab_lib.Vocab, seed: int, mine: range):
+               vocab: vocab_lib.Vocab, seed: int, mine: range, shift: int = 0):
     self._records, self._plan, self._data, self._vocab = records, plan, data, vocab
-    self._seed, self._mine = seed, mine
+    self._seed, self._mine, self._shift = seed, mine, shift
+
+  def shifted(self, rows: int) -> "_Rows":
+    """These, so many rows of the plan later."""
+    return _Rows(self._records, self._plan, self._data, self._vocab, self._seed, self._mine, rows)
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state)
@@ -196,7 +209,7 @@ class _Rows:
 
   def __getitem__(self, index: int) -> Batch:
     step, row = divmod(index, len(self._mine))
-    number = step * self._data.rows + self._mine[row]
+    number = self._shift + step * self._data.rows + self._mine[row]
     rows = self._plan.rows
     if rows is not None and number >= rows:
       return empty_row(self._data, self._vocab)
@@ -205,6 +218,11 @@ class _Rows:
                        self._vocab)
       for source, document, task, dropped in self._plan.row(number)],
       self._data, self._vocab, np.random.default_rng(key(self._seed, number)))
+
+
+def _begin_worker(index: int, count: int) -> None:
+  del index, count
+  host.die_with_parent()
 
 
 def _stack(rows: list[Batch]) -> Batch:

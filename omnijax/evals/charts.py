@@ -10,7 +10,7 @@ import html
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -31,46 +31,111 @@ class Curve(NamedTuple):
   smooth: bool = True  # the raw points faintly, and their local mean
 
 
+_W, _H, _LEFT, _RIGHT, _TOP, _BOTTOM = 360, 210, 50, 10, 10, 38
+
+
 def lines(curves: Sequence[Curve], *, title: str, x_label: str, y_label: str,
-          percent: bool = False) -> str:
+          percent: bool = False, many: bool = False) -> str:
   """A line chart as SVG, from zero up; points that are None are left out.
 
   Axes carry the units; `title` is read out by screen readers together with the last values.
+
+  Args:
+    percent: whether y is one.
+    many: curves that are compared: the axis is from the lowest to the highest after the first
+      tenth, of smooth ones only the local means are shown, and there is no legend.
   """
-  W, H, left, right, top, bottom = 360, 210, 50, 10, 10, 38
   thin = [(c, _thin(c)) for c in curves]
   kept = [(c, x, y, mean) for c, (x, y, mean) in thin if len(x)]
   if not kept:
     return f'<p class="none">{html.escape(title)}: nothing was recorded.</p>'
   x_top = max(float(x.max()) for _, x, _, _ in kept) or 1.0
-  y_top = _ceiling(kept)
-  px = lambda x: left + (W - left - right) * x / x_top
-  py = lambda y: H - bottom - (H - top - bottom) * np.clip(y / y_top, 0, 1)
-  out = []
-  for tick in _ticks(y_top, 5):
-    label = f"{tick:.3g}%" if percent else _short(tick)
-    out.append(f'<line class="grid" x1="{left}" x2="{W - right}" y1="{py(tick):.1f}" '
-               f'y2="{py(tick):.1f}"/><text x="{left - 7}" y="{py(tick) + 4:.1f}" '
-               f'text-anchor="end">{label}</text>')
-  for tick in _ticks(x_top, 6):
-    out.append(f'<text x="{px(tick):.1f}" y="{H - bottom + 17}" text-anchor="middle">'
-               f"{_short(tick)}</text>")
+  y_low, y_top = _settled(kept, x_top) if many else (0.0, _ceiling(kept))
+  px, py = _scales(0.0, x_top, y_low, y_top)
+  out = _axes(px, py, [(x, _short(x)) for x in _ticks(0.0, x_top, 6)],
+              _fine(_ticks(y_low, y_top, 5)) if many else
+              [(y, f"{y:.3g}%" if percent else _short(y)) for y in _ticks(y_low, y_top, 5)],
+              x_label, y_label)
   said = []
   for curve, x, y, mean in kept:
-    if curve.smooth and len(x) > 8:
+    if curve.smooth and len(x) > 8 and not many:
       out.append(f'<path class="raw" style="stroke:var({curve.colour})" '
                  f'd="{_path(px(x), py(y))}"/>')
-    shown = mean if curve.smooth else y
-    out.append(f'<path class="line" style="stroke:var({curve.colour})" '
-               f'd="{_path(px(x), py(shown))}"><title>{html.escape(curve.label)}</title></path>')
+    shown, of = (mean if curve.smooth else y), html.escape(curve.label, quote=True)
+    out.append(f'<path class="line" data-of="{of}" style="stroke:var({curve.colour})" '
+               f'd="{_path(px(x), py(shown))}"><title>{of}</title></path>')
     said.append(f"{curve.label} ends at {shown[-1]:.3g}")
-  out.append(f'<text x="{(left + W - right) / 2}" y="{H - 5}" text-anchor="middle">'
+  key = "" if many else legend([(c.label, c.colour) for c, *_ in kept])
+  return _svg(out, f"{title}: {'; '.join(said)}") + key
+
+
+class Point(NamedTuple):
+  """One point of a scatter; x is a number or a word, `colour` as of a Curve."""
+
+  label: str
+  colour: str
+  x: float | str
+  y: float
+
+
+def points(found: Sequence[Point], *, title: str, x_label: str, y_label: str) -> str:
+  """A scatter as SVG: numbers on an axis, logarithmic where they span decades; words side by side.
+
+  Axes carry the units; `title` is read out by screen readers.
+  """
+  words = list(dict.fromkeys(p.x for p in found))
+  numbers = all(isinstance(x, int | float) for x in words)
+  if numbers:
+    log = min(map(float, words)) > 0 and max(map(float, words)) >= 20 * min(map(float, words))
+    place = [math.log10(float(p.x)) if log else float(p.x) for p in found]
+    few = sorted(set(zip(place, (p.x for p in found), strict=True)))
+    chosen = few if len(few) <= 5 else [few[i * (len(few) - 1) // 4] for i in range(5)]
+    ticks = [(at, f"{x:.3g}") for at, x in chosen]
+  else:
+    place = [float(words.index(p.x)) for p in found]
+    ticks = [(float(i), str(x)[:14]) for i, x in enumerate(words)]
+  ys = [p.y for p in found]
+  spread = lambda values: (max(values) - min(values)) * 0.08 or abs(max(values)) * 0.1 or 1.0
+  x_edge, y_edge = spread(place), spread(ys)
+  y_low, y_top = min(ys) - y_edge, max(ys) + y_edge
+  px, py = _scales(min(place) - x_edge, max(place) + x_edge, y_low, y_top)
+  out = _axes(px, py, ticks, _fine(_ticks(y_low, y_top, 5)), x_label, y_label)
+  for p, at in zip(found, place, strict=True):
+    of = html.escape(p.label, quote=True)
+    out.append(f'<circle data-of="{of}" cx="{px(at):.1f}" cy="{py(p.y):.1f}" r="5" '
+               f'style="fill:var({p.colour})"><title>{of}: {p.y:.4g}</title></circle>')
+  return _svg(out, title)
+
+
+def _scales(x_low: float, x_top: float, y_low: float, y_top: float
+            ) -> tuple[Callable[..., Any], Callable[..., Any]]:
+  px = lambda x: _LEFT + (_W - _LEFT - _RIGHT) * (x - x_low) / (x_top - x_low)
+  py = lambda y: (_H - _BOTTOM - (_H - _TOP - _BOTTOM)
+                  * np.clip((y - y_low) / (y_top - y_low), 0, 1))
+  return px, py
+
+
+def _axes(px: Callable[..., Any], py: Callable[..., Any], x_ticks: Sequence[tuple[float, str]],
+          y_ticks: Sequence[tuple[float, str]], x_label: str, y_label: str) -> list[str]:
+  """Lines of a grid, and what they stand for."""
+  out = []
+  for tick, label in y_ticks:
+    out.append(f'<line class="grid" x1="{_LEFT}" x2="{_W - _RIGHT}" y1="{py(tick):.1f}" '
+               f'y2="{py(tick):.1f}"/><text x="{_LEFT - 7}" y="{py(tick) + 4:.1f}" '
+               f'text-anchor="end">{label}</text>')
+  for tick, label in x_ticks:
+    out.append(f'<text x="{px(tick):.1f}" y="{_H - _BOTTOM + 17}" text-anchor="middle">'
+               f"{html.escape(label)}</text>")
+  out.append(f'<text x="{(_LEFT + _W - _RIGHT) / 2}" y="{_H - 5}" text-anchor="middle">'
              f"{html.escape(x_label)}</text>"
-             f'<text transform="translate(12 {(H - bottom + top) / 2}) rotate(-90)" '
+             f'<text transform="translate(12 {(_H - _BOTTOM + _TOP) / 2}) rotate(-90)" '
              f'text-anchor="middle">{html.escape(y_label)}</text>')
-  name = html.escape(f"{title}: {'; '.join(said)}", quote=True)
-  return (f'<svg class="chart" viewBox="0 0 {W} {H}" role="img" aria-label="{name}">'
-          f"{''.join(out)}</svg>" + legend([(c.label, c.colour) for c, *_ in kept]))
+  return out
+
+
+def _svg(shapes: Sequence[str], name: str) -> str:
+  return (f'<svg class="chart" viewBox="0 0 {_W} {_H}" role="img" '
+          f'aria-label="{html.escape(name, quote=True)}">{"".join(shapes)}</svg>')
 
 
 def legend(entries: Sequence[tuple[str, str]]) -> str:
@@ -104,10 +169,30 @@ def _ceiling(kept: Sequence[tuple[Curve, np.ndarray, np.ndarray, np.ndarray]]) -
   return max(tops) * 1.05 or 1.0
 
 
-def _ticks(top: float, most: int) -> list[float]:
-  step = 10 ** math.floor(math.log10(top / most))
-  step = next(step * k for k in (1, 2, 5, 10, 20) if top / (step * k) <= most)
-  return [step * i for i in range(int(top / step + 1e-9) + 1)]
+def _settled(kept: Sequence[tuple[Curve, np.ndarray, np.ndarray, np.ndarray]], x_top: float
+             ) -> tuple[float, float]:
+  """The ends of an axis on which curves that begin far off can be told apart later on."""
+  late = [mean[x >= x_top / 10] for _, x, _, mean in kept]
+  values = np.concatenate([some for some in late if len(some)] or [mean for *_, mean in kept])
+  edge = 0.05 * float(values.max() - values.min()) or 0.05 * abs(float(values.max())) or 1.0
+  return float(values.min()) - edge, float(values.max()) + edge
+
+
+def _ticks(low: float, top: float, most: int) -> list[float]:
+  span = top - low
+  step = 10 ** math.floor(math.log10(span / most))
+  step = next(step * k for k in (1, 2, 5, 10, 20) if span / (step * k) <= most)
+  first = math.ceil(low / step - 1e-9)
+  return [step * i for i in range(first, int(top / step + 1e-9) + 1)]
+
+
+def _fine(ticks: Sequence[float]) -> list[tuple[float, str]]:
+  """Ticks with labels that differ, however close they are."""
+  step = ticks[1] - ticks[0] if len(ticks) > 1 else 1.0
+  if step >= 1:
+    return [(t, _short(t)) for t in ticks]
+  digits = -math.floor(math.log10(step) + 1e-9)
+  return [(t, f"{t:.{digits}f}") for t in ticks]
 
 
 def _short(x: float) -> str:

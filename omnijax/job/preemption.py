@@ -1,6 +1,20 @@
 """SIGTERM to any process of a job: all stop at the same place, with everything saved."""
 
-import jax
+import os
+import signal
+
+_EARLY: list[int] = []
+
+
+def hold_early() -> None:
+  """From now on until `obey_early` SIGTERM is only noted: nothing can be saved yet."""
+  signal.signal(signal.SIGTERM, lambda number, _: _EARLY.append(number))
+
+
+def obey_early() -> None:
+  """Sends SIGTERM again, to what jax has put in its place meanwhile."""
+  if _EARLY:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Preemption:
@@ -15,6 +29,8 @@ class Preemption:
 
   def reached(self) -> bool:
     """True from the place on that the processes have agreed on after a SIGTERM to one of them."""
+    import jax  # here, as `hold_early` is wanted before jax is there
+
     if not self._reached and jax.distributed.is_initialized():
       from jax.experimental import multihost_utils
 

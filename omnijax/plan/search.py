@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from omnijax import config as config_lib
+from omnijax import experiment as experiment_lib
 from omnijax import sharding
 from omnijax import vocab as vocab_lib
 from omnijax.plan import promise as promise_lib
@@ -85,7 +86,7 @@ def variants(run: config_lib.Run, where: Slice, fixed: Sequence[str] = ()
   for values in itertools.product(*choices.values()):
     settings = dict(zip(choices, values, strict=True))
     try:
-      made = changed(run, settings)
+      made = experiment_lib.changed(run, settings)
       shape = sharding.mesh_shape(made.mesh, where.chips)
       mesh: Any = jax.sharding.AbstractMesh(shape, sharding.AXES)
       sharding.check_divides(made, mesh)
@@ -135,17 +136,6 @@ def _lies(sizes: Sequence[int], where: Slice) -> bool:
   return False
 
 
-def changed(run: config_lib.Run, settings: Settings) -> config_lib.Run:
-  """A run with some fields, or sections, replaced; all at once, since some depend on others."""
-  sections: dict[str, Any] = {}
-  for name, value in settings.items():
-    section, _, field = name.partition(".")
-    sections.setdefault(section, {})[field] = value
-  return dataclasses.replace(run, **{
-    k: v[""] if "" in v else dataclasses.replace(getattr(run, k), **v)
-    for k, v in sections.items()})
-
-
 def settings_of(run: config_lib.Run) -> Settings:
   """What variants differ in, as plain values."""
   mesh = {f"mesh.{k}": v for k, v in dataclasses.asdict(run.mesh).items()}
@@ -157,7 +147,7 @@ def settings_of(run: config_lib.Run) -> Settings:
 def run_of(run: config_lib.Run, tried: Try) -> config_lib.Run:
   """The variant of a run that was tried."""
   blocks = tuple(tried.settings["model.attention_blocks"])
-  return changed(run, tried.settings | {"model.attention_blocks": blocks})
+  return experiment_lib.changed(run, tried.settings | {"model.attention_blocks": blocks})
 
 
 def search(run: config_lib.Run, vocab: vocab_lib.Vocab, where: Slice,
@@ -194,7 +184,7 @@ def search(run: config_lib.Run, vocab: vocab_lib.Vocab, where: Slice,
                      f"{next(iter(dropped), 'there is none')}")
   promises = {name: promise_lib.promise(made, vocab, where, count) for name, made in left.items()}
   most = where.chip.hbm * (1 - RESERVED)
-  first = name_of(settings_of(changed(run, {"mesh": _whole_or_given(run, where)})))
+  first = name_of(settings_of(experiment_lib.changed(run, {"mesh": _whole_or_given(run, where)})))
   while True:
     seen = {name_of(t.settings) for t in done}
     rates = {}

@@ -8,8 +8,6 @@ import contextlib
 import dataclasses
 import errno
 import logging
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,17 +18,18 @@ from omnijax import checkpoint as checkpoint_lib
 from omnijax import config as config_lib
 from omnijax import sharding
 from omnijax import vocab as vocab_lib
+from omnijax.checkpoint import replicas
 from omnijax.data import loader as loader_lib
 from omnijax.evals import samples as samples_lib
 from omnijax.job import exits, goodput, processes
-from omnijax.job import lock as lock_lib
 from omnijax.job import preemption as preemption_lib
 from omnijax.job import watchdog as watchdog_lib
 from omnijax.tokenizers import load as tokenizers_lib
 from omnijax.train import ahead as ahead_lib
+from omnijax.train import directory, events, optim
 from omnijax.train import line as line_lib
+from omnijax.train import loss as loss_lib
 from omnijax.train import metrics as metrics_lib
-from omnijax.train import optim
 from omnijax.train import state as state_lib
 from omnijax.train import step as step_lib
 
@@ -38,12 +37,6 @@ log = logging.getLogger("omnijax")
 _TRIES = 3  # to go back to the same checkpoint
 # What a disk says that is full or broken.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE)
-
-# Fields that may change when a run resumes, because they don't change what is computed.
-_FREE = {"train": ("steps", "log_every", "save_every", "keep", "keep_every", "sample_every",
-                   "stuck_after_s"),
-         "data": ("workers", "read_threads", "prefetch"), "eval": ("every", "batches"),
-         "mesh": sharding.AXES}
 
 
 class _Resolved(NamedTuple):
@@ -53,14 +46,17 @@ class _Resolved(NamedTuple):
   identity: checkpoint_lib.Identity
 
 
-def train(run: config_lib.Run, run_dir: Path, *, begun: float | None = None) -> None:
+def train(run: config_lib.Run, run_dir: Path, *, change: bool = False, begun: float | None = None
+          ) -> bool:
   """Trains until run.train.steps, from wherever the run directory left off.
 
   Every process of a job calls it, after `job.processes.join`. On SIGTERM to any of them all save
-  the same step and return.
+  the same step and return False, else True.
 
   Args:
     run, run_dir: what to train, and where.
+    change: whether settings of data, loss and optimizer may be others than before. It is noted with
+      the checkpoints, and the data goes on from the row of the plan where it was.
     begun: when this process did, for the account of its time; now by default.
 
   Raises:
@@ -74,12 +70,12 @@ def train(run: config_lib.Run, run_dir: Path, *, begun: float | None = None) -> 
   sharding.check_divides(run, mesh)
   with jax.set_mesh(mesh):
     r = _resolve(run)
-    with _opened(run, run_dir) as log_file:
+    with directory.opened(run, run_dir, change) as log_file:
       dog = watchdog_lib.Watchdog(run.train.stuck_after_s, log_file)
       path = run_dir / "goodput.jsonl" if jax.process_index() == 0 else None
       ledger = goodput.Ledger(path, begun)
       try:
-        _train(run, r, run_dir, dog, ledger)
+        return _train(run, r, run_dir, dog, ledger, change)
       except OSError as error:
         if error.errno not in _DISK:
           raise
@@ -92,13 +88,14 @@ def train(run: config_lib.Run, run_dir: Path, *, begun: float | None = None) -> 
           ledger.close()
 
 
-def _train(run, r, run_dir, dog, ledger) -> None:
+def _train(run, r, run_dir, dog, ledger, change) -> bool:
   peak = metrics_lib.peak_flops()
   saved = checkpoint_lib.Checkpoints(run_dir / "checkpoints", r.identity, keep=run.train.keep,
-                                     keep_every=run.train.keep_every)
+                                     keep_every=run.train.keep_every,
+                                     keep_best=run.train.keep_best)
   ledger.enter("restore")
   with processes.computing():
-    state, events = _restore_or_init(run, r, saved)
+    state, happened = _restore_or_init(run, r, saved, change)
   first = int(state.step)
   writer = metrics_lib.Writer(run_dir, first) if jax.process_index() == 0 else None
   log.info("starting at step %d: %.2fM parameters, mesh %s, %s", first,
@@ -106,7 +103,7 @@ def _train(run, r, run_dir, dog, ledger) -> None:
            dict(jax.sharding.get_mesh().shape), r.loader.stats())
   closing = [saved.close, *([writer.close] if writer is not None else [])]
   try:
-    _Steps(run, r, saved, writer, run_dir, peak, dog, ledger, events).run(state, first)
+    done = _Steps(run, r, saved, writer, run_dir, peak, dog, ledger, happened).run(state, first)
   except BaseException:
     for close in closing:
       with contextlib.suppress(OSError, exits.Again):  # it would hide what happened first
@@ -114,22 +111,23 @@ def _train(run, r, run_dir, dog, ledger) -> None:
     raise
   for close in closing:
     close()
+  return done
 
 
 class _Steps:
   """All steps; metrics of a step are fetched after the next one is on its way."""
 
-  def __init__(self, run, r, saved, writer, run_dir, peak, dog, ledger, events):
+  def __init__(self, run, r, saved, writer, run_dir, peak, dog, ledger, happened):
     self._run, self._r, self._saved, self._writer = run, r, saved, writer
     self._run_dir, self._dog, self._ledger = run_dir, dog, ledger
-    # What happened that the rest depends on: it is saved with every step.
-    self._events: list[dict[str, Any]] = events
+    self._events: list[events.Event] = happened
+    self._heldout: tuple[int, float] | None = None  # step and loss of the last evaluation
     self._step: Any = step_lib.make_train_step(run)
     self._line = line_lib.Line(run, r.vocab, r.tokenizers, writer, peak)
     self._preemption = preemption_lib.Preemption()
 
-  def run(self, state: state_lib.TrainState, first: int) -> None:
-    """Steps from the first one on."""
+  def run(self, state: state_lib.TrainState, first: int) -> bool:
+    """Steps from the first one on; whether to the last."""
     last, done = self._run.train.steps, first
     self._ledger.begin(first)
     while True:
@@ -143,12 +141,13 @@ class _Steps:
     if done > first:
       self._save(done, state)
     if done < last:
-      log.info("stopped on request: step %d of %d is saved; the same command goes on", done, last)
-      return
+      log.info("stopped on request after step %d of %d; the same command goes on", done, last)
+      return False
     # One program for the whole run: anything else is a step that was compiled twice.
     assert first == last or self._step._cache_size() == 1, self._step._cache_size()
     if first < last:
       self._sample(state, last)
+    return True
 
   def _astray(self) -> bool:
     return self._line.skipped >= self._run.optim.skips
@@ -157,8 +156,8 @@ class _Steps:
                ) -> tuple[state_lib.TrainState, int]:
     """Steps to the end of the run, or until asked to stop, or until too many changed nothing."""
     run, last, done = self._run, self._run.train.steps, first
-    moved = sum(e["left_out"] for e in self._events)
-    batches = ahead_lib.Ahead(self._r.loader.iterate(first + moved, last + moved))
+    row = events.first_row(self._events, first, run.data.rows)
+    batches = ahead_lib.Ahead(self._r.loader.iterate(first, last, row))
     try:
       stopped = False
       while done < last and not stopped and not self._astray():
@@ -178,7 +177,8 @@ class _Steps:
         self._line.dispatched(done, metrics, batch, flops, batches.waited)
         done += 1
         self._ledger.at(done)
-        stopped = self._between(state, done)
+        with processes.computing():  # of held-out losses, fingerprints
+          stopped = self._between(state, done)
       return state, done
     except BaseException as error:
       if isinstance(error, KeyboardInterrupt):
@@ -198,7 +198,7 @@ class _Steps:
     self._ledger.enter("restore")
     self._saved.wait()
     step = self._saved.latest
-    before = [e["step"] for e in self._events]
+    before = [e["step"] for e in self._events if e["kind"] == "went back"]
     if step is None or before.count(step) >= _TRIES:
       raise exits.Never(
         f"the last {self._run.optim.skips} steps before {done + 1} changed nothing, for their "
@@ -206,8 +206,8 @@ class _Steps:
         f"{before.count(step)} times did not help; lower optim.peak_lr or raise optim.warmup_steps "
         "in a new run directory.")
     with processes.computing():
-      state, _ = _restore_or_init(self._run, self._r, self._saved)
-    self._events.append({"kind": "went back", "step": step, "from": done, "left_out": done - step})
+      state, _ = _restore_or_init(self._run, self._r, self._saved, True)
+    self._events.append(events.went_back(self._events, step, done, self._run.data.rows))
     log.warning("%d steps in a row changed nothing: back from step %d to %d, leaving out the data "
                 "between them", self._run.optim.skips, done, step)
     self._line.forget()
@@ -219,13 +219,17 @@ class _Steps:
     """Whatever is due after a step; whether to stop."""
     run, line = self._run, self._line
     self._saved.poll()
-    if run.eval.every and done % run.eval.every == 0:
+    if run.eval.every and (done % run.eval.every == 0 or done == run.train.steps):
       line.flush()
       self._ledger.enter("eval")
       values = _evaluate(run, self._r, state, self._preemption, self._dog)
       if self._writer is not None and values is not None:
         self._writer.write_eval(done, values)
+      self._heldout = (done, values["eval/loss"]) if values is not None else None
       line.restart()
+    if run.train.replicas_every and done % run.train.replicas_every == 0:
+      self._dog.alive(f"comparing replicas after step {done}")
+      replicas.check(state)
     if run.train.sample_every and done % run.train.sample_every == 0:
       line.flush()
       self._sample(state, done)
@@ -235,7 +239,7 @@ class _Steps:
       if not line.skipped:  # else it may be what to go back from
         self._ledger.enter("save")
         self._dog.alive(f"saving step {done}")
-        self._saved.save(done, state.model, _rest(state), self._events)
+        self._begin_save(done, state)
       line.restart()
     return self._preemption.reached()
 
@@ -246,8 +250,14 @@ class _Steps:
     with processes.computing():
       self._saved.wait()
       if self._saved.latest != done:
-        self._saved.save(done, state.model, _rest(state), self._events)
+        self._begin_save(done, state)
       self._saved.wait()
+
+  def _begin_save(self, done: int, state: state_lib.TrainState) -> None:
+    if self._run.train.replicas_every:
+      replicas.check(state)
+    loss = self._heldout[1] if self._heldout is not None and self._heldout[0] == done else None
+    self._saved.save(done, state.model, _rest(state), self._events, loss)
 
   def _sample(self, state: state_lib.TrainState, done: int) -> None:
     if jax.process_count() > 1:
@@ -299,68 +309,29 @@ def _resolve(run: config_lib.Run) -> _Resolved:
   return _Resolved(tokenizers, vocab, loader, identity)
 
 
-@contextlib.contextmanager
-def _opened(run: config_lib.Run, run_dir: Path) -> Iterator[Path]:
-  """The run directory, self-describing and locked; one of another experiment or job is refused.
-
-  Yields this process's log, whose last line is the error that ends the run, if one does.
-  """
-  index = jax.process_index()
-  log_file = run_dir / (f"log.{index}.txt" if index else "log.txt")
-  with contextlib.ExitStack() as stack:
-    try:
-      run_dir.mkdir(parents=True, exist_ok=True)
-      path = run_dir / "config.json"
-      if path.exists():
-        _check_same(run, config_lib.from_json(path.read_text()), run_dir)
-      if index == 0:
-        stack.callback(lock_lib.Lock(run_dir).close)
-        part = path.with_suffix(".part")
-        part.write_text(config_lib.to_json(run))
-        part.replace(path)
-      handler = logging.FileHandler(log_file)
-    except OSError as error:
-      raise ValueError(f"the run directory {run_dir} can't be written ({error.strerror}); wanted a "
-                       "writable directory: change --run-dir or its permissions.") from error
-    stack.callback(_close, handler)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-    stack.callback(log.removeHandler, handler)
-    try:
-      yield log_file
-    except BaseException as error:
-      with contextlib.suppress(OSError):
-        handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, "%s: %s",
-                                      (type(error).__name__, error), sys.exc_info()))
-      raise
-
-
-def _close(handler: logging.Handler) -> None:
-  with contextlib.suppress(OSError):  # of a full disk, which has been told by then
-    handler.close()
-
-
-def _check_same(run: config_lib.Run, before: config_lib.Run, run_dir: Path) -> None:
-  now, then = (config_lib.flat(dataclasses.asdict(r)) for r in (run, before))
-  free = {f"{section}.{field}" for section, fields in _FREE.items() for field in fields}
-  if differ := [f"{k} was {then.get(k)!r} and is now {now.get(k)!r}" for k in {**then, **now}
-                if k not in free and then.get(k) != now.get(k)]:
-    raise ValueError(f"{run_dir} holds another run: {', '.join(differ)}; use a new --run-dir, or "
-                     "the first settings again.")
-
-
 def _rest(state: state_lib.TrainState) -> dict[str, Any]:
   return {"step": state.step, "opt_state": state.opt_state}
 
 
-def _restore_or_init(run, r, saved) -> tuple[state_lib.TrainState, list[dict[str, Any]]]:
+def _restore_or_init(run, r, saved, change) -> tuple[state_lib.TrainState, list[events.Event]]:
   like = state_lib.abstract(run, r.vocab)
   found = saved.restore(like.model, _rest(like))
   if found is None:
     vectors = tokenizers_lib.vectors_of(r.tokenizers, r.vocab)
     return state_lib.init(run, r.vocab, vectors=vectors), []
-  model, rest, events = found
-  return state_lib.TrainState(rest["step"], model, rest["opt_state"]), events
+  state = state_lib.TrainState(found.training["step"], found.model, found.training["opt_state"])
+  happened, step = found.events, int(state.step)
+  new = events.changed(happened, step, found.identity.run, run,
+                       (found.identity.data, r.identity.data))
+  if new is not None and "records" in new["settings"] and not change:
+    raise ValueError(f"the records of {', '.join(run.data.sources)} are not those that step "
+                     f"{step} was saved with; prepare them as they were, use a new --run-dir, or "
+                     "--change to go on with them.")
+  if new is not None:
+    log.warning("from step %d on other settings: %s", step, ", ".join(
+      f"{k} {was!r} -> {now!r}" for k, (was, now) in new["settings"].items()))
+    happened = [*happened, new]
+  return state, happened
 
 
 def _deleted(state: state_lib.TrainState) -> bool:
@@ -381,5 +352,6 @@ def _evaluate(run, r, state, preemption=None, dog=None) -> dict[str, Any] | None
     total = one if total is None else jax.tree.map(np.add, total, one)
     if preemption is not None and preemption.reached():
       return None
-  values = metrics_lib.losses(total["sums"], total["dens"], "eval/loss/")
+  values: dict[str, Any] = {"eval/loss": loss_lib.mean(total["sums"], total["dens"], run.loss)}
+  values |= metrics_lib.losses(total["sums"], total["dens"], "eval/loss/")
   return values | line_lib.physical(r.vocab, r.tokenizers, values, None, "eval/loss/")

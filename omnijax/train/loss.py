@@ -6,6 +6,7 @@ L = B * P
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from omnijax import config as config_lib
 from omnijax import vocab as vocab_lib
@@ -46,6 +47,13 @@ def part_weights(cfg: config_lib.Loss, codebooks: int) -> dict[str, jax.Array]:
   audio_Q = jnp.where(jnp.arange(codebooks) == 0, cfg.first_codebook, cfg.acoustic)
   return {"text": jnp.float32(cfg.text), "image": jnp.float32(cfg.image),
           "monologue_pad": jnp.float32(cfg.text * cfg.monologue_pad), "audio": audio_Q}
+
+
+def mean(sums: dict[str, np.ndarray], dens: dict[str, np.ndarray], cfg: config_lib.Loss) -> float:
+  """Weighted nats per weighted target, as `loss` without what it adds for z and for balance."""
+  w = jax.device_get(part_weights(cfg, len(dens["audio"])))
+  total = lambda values: sum(float(np.sum(w[k] * values[k])) for k in w)
+  return total(sums) / max(total(dens), 1.0)
 
 
 def nll(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -143,9 +143,11 @@ class Writer:
 
   def _open(self, resume_step: int) -> None:
     self._files = {}
-    for name in ("metrics", "eval"):
+    # A line of metrics is about the step that is next when it is written, one of held-out figures
+    # about the steps that are done.
+    for name, kept in (("metrics", resume_step), ("eval", resume_step + 1)):
       path = self._run_dir / f"{name}.jsonl"
-      _forget_after(path, resume_step)
+      _forget_from(path, kept)
       self._files[name] = path.open("a")
     self._board = SummaryWriter(str(self._run_dir / "tensorboard"), flush_secs=10,
                                 purge_step=resume_step)
@@ -176,8 +178,8 @@ class Writer:
     self._board.close()
 
 
-def _forget_after(path: Path, step: int) -> None:
-  """Drops lines of steps that will be run again, and a last line cut by a crash."""
+def _forget_from(path: Path, step: int) -> None:
+  """Drops lines of this step and later ones, and a last line cut by a crash."""
   if not path.exists():
     return
   keep = []

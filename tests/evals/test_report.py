@@ -1,5 +1,6 @@
 import html.parser
 import json
+import re
 
 import numpy as np
 import pytest
@@ -132,6 +133,42 @@ def test_chart_ignores_what_is_missing_and_scales_to_the_rest():
   with_gap = draw(curve([1.0, None, 3.0]))
   assert with_gap.count("<path") == 1 and "ends at 3" in with_gap
   assert draw(curve([1.0] * 3000)).count("L") < 2 * 360
+
+
+def labels(svg):
+  """The texts of ticks and axes."""
+  return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+
+
+def test_curves_that_are_compared_fill_the_chart():
+  curves = [charts.Curve(f"<{i}>", "--text", range(20), [3.5 + 0.01 * i] * 20) for i in range(3)]
+  one = charts.lines(curves, title="T", x_label="x", y_label="y")
+  many = charts.lines(curves, title="T", x_label="x", y_label="y", many=True)
+  assert labels(one)[:2] == ["0", "1"] and one.count("<li>") == 3 and one.count('"raw"') == 3
+  low, *_, high = [float(t) for t in labels(many)[:-2] if t[0] == "3"]
+  assert 3.49 < low <= 3.5 and 3.52 <= high < 3.53 and "<li>" not in many and '"raw"' not in many
+  curves.append(charts.Curve("late", "--text", range(200), [9.0] * 10 + [3.6] * 190))
+  many = charts.lines(curves, title="T", x_label="x", y_label="y", many=True)
+  assert max(float(t) for t in labels(many)[:-2] if "." in t) < 3.7
+  assert many.count('data-of="&lt;1&gt;"') == 1
+  close = charts.lines([charts.Curve("a", "--text", range(9), [5.0 + 1e-4 * i for i in range(9)])],
+                       title="T", x_label="x", y_label="y", many=True)
+  assert len(set(labels(close))) == len(labels(close))
+
+
+def test_points_lie_where_their_values_are():
+  def draw(*xs):
+    found = [charts.Point("p", "--text", x, float(i)) for i, x in enumerate(xs)]
+    svg = charts.points(found, title="T", x_label="x", y_label="y")
+    return labels(svg), [float(c) for c in re.findall(r'cx="([\d.]+)"', svg)]
+
+  texts, at = draw(1e-4, 1e-3, 1e-2)
+  assert at[1] - at[0] == pytest.approx(at[2] - at[1]) and "0.001" in texts  # decades
+  texts, at = draw(1, 2, 4)
+  assert at[2] - at[1] == pytest.approx(2 * (at[1] - at[0]))
+  texts, at = draw("adamw", "muon", "adamw")
+  assert at[0] == at[2] < at[1] and {"adamw", "muon"} <= set(texts)
+  assert len(draw(*range(1, 9))[1]) == 8 and len(draw(7.0)[1]) == 1
 
 
 def test_media_round_trip():

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +31,10 @@ STEPS = 12
 @pytest.fixture(scope="session")
 def records(tmp_path_factory):
   """Sixty documents of text, pictures and sound through the tokenizers that ship."""
-  root = tmp_path_factory.mktemp("raw")
+  return prepared(tmp_path_factory.mktemp("raw"), documents=60)
+
+
+def prepared(root, documents):
   r = np.random.default_rng(0)
   for i in range(4):
     Image.fromarray(r.integers(0, 255, (16, 16, 3), np.uint8)).save(root / f"{i}.png")
@@ -38,7 +42,7 @@ def records(tmp_path_factory):
     soundfile.write(root / f"{i}.wav", tone, 16000)
   words = ["one", "two", "three", "four"]
   with (root / "m.jsonl").open("w") as out:
-    for n in range(60):
+    for n in range(documents):
       i = n % 4
       parts = [{"text": words[i], "role": "user"}, {"image": f"{i}.png", "role": "assistant"}]
       if n % 3 == 1:
@@ -120,6 +124,25 @@ def test_killed_and_resumed_is_bitwise_the_whole_run(whole, records, tmp_path):
   assert before, f"seed {seed}"
   loop.train(make_run(records), run_dir)
   assert losses(run_dir) == losses(whole), f"seed {seed}, killed after step {target}"
+  assert heldout(run_dir) == heldout(whole), f"seed {seed}, killed after step {target}"
+
+
+def heldout(run_dir):
+  lines = [json.loads(x) for x in (run_dir / "eval.jsonl").read_text().splitlines()]
+  return [(line["step"], line["eval/loss"]) for line in lines]
+
+
+def test_what_is_done_is_not_forgotten_when_it_is_started_again(whole, records, tmp_path):
+  run_dir = tmp_path / "run"
+  shutil.copytree(whole, run_dir)
+  loop.train(make_run(records), run_dir)
+  assert losses(run_dir) == losses(whole) and heldout(run_dir) == heldout(whole)
+
+
+def test_the_last_step_is_evaluated(records, tmp_path):
+  run = make_run(records, train=config.Train(steps=3), eval=config.Eval(every=2, batches=1))
+  loop.train(run, tmp_path / "run")
+  assert [step for step, _ in heldout(tmp_path / "run")] == [2, 3]
 
 
 def test_another_experiment_is_refused(whole, records):
@@ -204,8 +227,9 @@ def poisoned(monkeypatch, bad):
   """Batches of these numbers have a weight that is no number."""
   whole = loader.Loader.iterate
 
-  def iterate(self, first, last=None):
-    for number, batch in enumerate(whole(self, first, last), first):
+  def iterate(self, first, last=None, row=None):
+    begin = first if row is None else row // self._data.rows
+    for number, batch in enumerate(whole(self, first, last, row), begin):
       if number in bad:
         batch = batch | {"weight": np.full_like(batch["weight"], np.nan)}
       yield batch
@@ -235,7 +259,7 @@ def test_many_of_them_are_left_out(records, tmp_path, monkeypatch):
   a, b = ([line["loss"] for line in metrics.read(tmp_path / name)] for name in "ab")
   assert a == b and len(a) == STEPS and np.isfinite(a).all()
   found = checkpoint.identity.read(tmp_path / "a" / "checkpoints" / str(STEPS))
-  assert found["events"] == [{"kind": "went back", "step": 4, "from": 8, "left_out": 4}]
+  assert found["events"] == [{"kind": "went back", "step": 4, "from": 8, "row": 32}]
   # After a resume the data goes on from there, too.
   read = []
   whole = loader.Loader.iterate
@@ -243,7 +267,7 @@ def test_many_of_them_are_left_out(records, tmp_path, monkeypatch):
                       lambda self, *span: read.append(span) or whole(self, *span))
   longer = dataclasses.replace(run, train=dataclasses.replace(run.train, steps=STEPS + 2))
   loop.train(longer, tmp_path / "a")
-  assert read[0] == (STEPS + 4, STEPS + 6)
+  assert read[0] == (STEPS, STEPS + 2, 4 * (STEPS + 4))
 
 
 def test_a_run_that_can_not_go_on_says_so(records, tmp_path, monkeypatch):
@@ -265,3 +289,70 @@ def test_a_full_disk_is_no_fault_of_the_run(records, tmp_path, monkeypatch, numb
     loop.train(make_run(records), tmp_path / "run")
   name = "Again" if wanted is exits.Again else "PermissionError"
   assert f"ERROR {name}" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_another_batch_size_and_mixture_are_an_event_of_the_run(records, tmp_path, monkeypatch):
+  """Refused unless meant; the data goes on where it was; a crash before the next save harms not."""
+  first = make_run(records, train=config.Train(steps=6, save_every=3), eval=config.Eval(every=0))
+  for name in "ab":
+    loop.train(first, tmp_path / name)
+  data = dataclasses.replace(first.data, rows=8, tasks=config.Tasks(draw=3.0))
+  second = dataclasses.replace(first, data=data, train=config.Train(steps=STEPS, save_every=3))
+  with pytest.raises(ValueError, match="data.rows was 4 and is now 8.*--change to go on"):
+    loop.train(second, tmp_path / "a")
+  read, iterate = [], loader.Loader.iterate
+
+  def noted(self, *span):
+    for batch in iterate(self, *span):
+      read.append(batch["main"])
+      yield batch
+
+  monkeypatch.setattr(loader.Loader, "iterate", noted)
+  loop.train(second, tmp_path / "a", change=True)
+  # Four rows have been read six times: on with the 25th.
+  vocab = tokenizers_lib.vocab_of(tokenizers_lib.load_all(second.tokenizers), second.tokenizers)
+  plan = loader.Loader(data, vocab, seed=0)
+  want = [plan.batch_at(t)["main"] for t in range(3, 9)]
+  assert all(np.array_equal(x, y) for x, y in zip(want, read, strict=False))
+  found = checkpoint.identity.read(tmp_path / "a" / "checkpoints" / str(STEPS))
+  assert found["events"] == [{"kind": "changed", "step": 6, "row": 24, "settings": {
+    "data.rows": [4, 8], "data.tasks.draw": [1.0, 3.0]}}]
+
+  def killed(self, step, values):
+    raise exits.Again("as if killed")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, "_deleted", lambda state: True)  # nothing of it is saved
+    patch.setattr(metrics.Writer, "write", killed)
+    with pytest.raises(exits.Again):
+      loop.train(second, tmp_path / "b", change=True)
+  assert checkpoint.steps(tmp_path / "b" / "checkpoints")[-1] == 6
+  loop.train(second, tmp_path / "b")  # no need to say it again
+  assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
+def test_other_records_of_the_same_name_are_refused(records, tmp_path):
+  shutil.copytree(records, tmp_path / "records")
+  run = make_run(tmp_path / "records", train=config.Train(steps=2), eval=config.Eval(every=0))
+  loop.train(run, tmp_path / "run")
+  again = dataclasses.replace(run, train=config.Train(steps=4))
+  shutil.rmtree(tmp_path / "records")
+  prepared(tmp_path, documents=48)
+  with pytest.raises(ValueError, match="records of .* are not those that step 2 was saved with"):
+    loop.train(again, tmp_path / "run")
+  loop.train(again, tmp_path / "run", change=True)
+  found = checkpoint.identity.read(tmp_path / "run" / "checkpoints" / "4")
+  assert [(e["kind"], e["row"], *e["settings"]) for e in found["events"]] == [
+    ("changed", 8, "records")]
+
+
+def test_the_best_checkpoints_stay(records, tmp_path, monkeypatch):
+  with pytest.raises(ValueError, match="keep_best is 1, but not every saved step has"):
+    make_run(records, train=config.Train(steps=8, keep_best=1), eval=config.Eval(every=0))
+  losses_at = {2: 3.0, 4: 1.0, 6: 2.0, 8: 4.0}
+  steps = iter(losses_at)
+  monkeypatch.setattr(loop, "_evaluate", lambda *_: {"eval/loss": losses_at[next(steps)]})
+  run = make_run(records, train=config.Train(steps=8, save_every=2, keep=1, keep_best=1),
+                 eval=config.Eval(every=2))
+  loop.train(run, tmp_path / "run")
+  assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [4, 8]

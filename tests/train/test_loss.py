@@ -50,6 +50,9 @@ def test_loss_is_the_weighted_sum_over_targets(mesh):
   loss, sums = jax.jit(lambda m: loss_lib.loss(m, placed, loss_lib.denominators(placed), cfg))(
     model)
   np.testing.assert_allclose(loss, nats / weight, rtol=1e-5)
+  dens = loss_lib.denominators(placed)
+  mean = loss_lib.mean(*jax.device_get((sums, dens)), cfg)
+  np.testing.assert_allclose(mean, nats / weight, rtol=1e-5)
   w = loss_lib.part_weights(cfg, 3)
   np.testing.assert_allclose(sum(np.sum(w[k] * sums[k]) for k in w), nats, rtol=1e-5)
 

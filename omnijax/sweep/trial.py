@@ -1,0 +1,135 @@
+"""A trial: a run of a sweep as its directory has it, and how far that says it is."""
+
+import dataclasses
+import functools
+import json
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omnijax import config as config_lib
+
+EXPERIMENT, OUTPUT = "experiment.json", "output.txt"
+# What decides how a run is computed, and not what: it changes neither its results nor its id.
+_FREE = ("mesh", "data.workers", "data.read_threads", "data.prefetch", "train.log_every",
+         "train.save_every", "train.keep", "train.keep_every", "train.keep_best",
+         "train.replicas_every", "train.sample_every",
+         "train.stuck_after_s")
+_TAIL = 1 << 14  # bytes, of which the last line is surely a part
+_NAME = 80  # characters of a name that its directory shows
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+  """A run, and its directory; the last part of that is its id."""
+
+  run: config_lib.Run
+  dir: Path
+
+  @property
+  def id(self) -> str:
+    return self.dir.name
+
+  @property
+  def command(self) -> list[str]:
+    """What trains it, or goes on to."""
+    return [sys.executable, "-m", "omnijax.cli", "train", str(self.dir / EXPERIMENT), "--run-dir",
+            str(self.dir)]
+
+  @property
+  def steps(self) -> int:
+    """Steps that are done and written down."""
+    line = last(self.dir / "metrics.jsonl")
+    return line["step"] + 1 if line else 0
+
+  @property
+  def saved(self) -> int:
+    """Steps that the newest whole checkpoint has; -1 without one."""
+    return max((int(p.name) for p in (self.dir / "checkpoints").glob("*") if p.name.isdigit()),
+               default=-1)
+
+  @property
+  def finished(self) -> bool:
+    """Whether the last step is done and saved: exit codes don't tell."""
+    return self.saved >= self.run.train.steps
+
+  def write(self) -> None:
+    """Writes what `command` trains."""
+    self.dir.mkdir(parents=True, exist_ok=True)
+    replace(self.dir / EXPERIMENT, config_lib.to_json(self.run))
+
+  def why(self, code: int) -> str:
+    """Why it ended with this code: the last line that it wrote, or the signal that killed it."""
+    if code < 0:
+      return f"killed by {signal.Signals(-code).name}"
+    lines = _tail(self.dir / OUTPUT).decode(errors="replace").split("\n")
+    said = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    return said.removeprefix("omnijax: error: ")
+
+
+def make(run: config_lib.Run, trials: Path) -> Trial:
+  """The trial of a run among others: its id depends on its name and settings, on nothing else."""
+  word = re.sub(r"[^A-Za-z0-9._]+", "-", run.name).strip("-.")[:_NAME]
+  return Trial(run, trials / f"{word}-{config_lib.fingerprint(decisive(run))[:8]}")
+
+
+def decisive(run: config_lib.Run) -> dict[str, Any]:
+  """What the results of a run depend on, as plain values."""
+  out = dataclasses.asdict(run)
+  for name in _FREE:
+    *sections, field = name.split(".")
+    at = out
+    for section in sections:
+      at = at[section]
+    del at[field]
+  return out
+
+
+def last(path: Path) -> dict[str, Any] | None:
+  """The last whole line of a file of JSON lines; None without one."""
+  for line in reversed(_tail(path).split(b"\n")):
+    try:
+      value = json.loads(line)
+    except ValueError:  # empty, or being written
+      continue
+    return value if isinstance(value, dict) else None
+  return None
+
+
+def lines(path: Path) -> Sequence[dict[str, Any]]:
+  """All whole lines of a file of JSON lines, which may be growing."""
+  try:
+    found = path.stat()
+  except FileNotFoundError:
+    return ()
+  return _lines(path, found.st_size, found.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def _lines(path: Path, size: int, changed: int) -> Sequence[dict[str, Any]]:
+  out = []
+  for line in path.read_bytes().split(b"\n"):
+    try:
+      out.append(json.loads(line))
+    except ValueError:
+      continue
+  return out
+
+
+def _tail(path: Path) -> bytes:
+  try:
+    with path.open("rb") as file:
+      file.seek(max(0, path.stat().st_size - _TAIL))
+      return file.read()
+  except FileNotFoundError:
+    return b""
+
+
+def replace(path: Path, text: str) -> None:
+  """Writes a file so that it is there whole or not at all."""
+  part = path.with_suffix(".part")
+  part.write_text(text, "utf-8")
+  part.replace(path)

@@ -1,0 +1,14 @@
+xpk workload create \
+  --workload=first \
+  --cluster=c \
+  --zone=us-east5-a \
+  --tpu-type=v6e-16x16 \
+  --num-slices=2 \
+  --docker-image=gcr.io/p/omnijax:1 \
+  --max-restarts=50 \
+  --restart-on-exit-codes=1,3-126 \
+  --termination-grace-period-seconds=300 \
+  --storage=runs \
+  --env=OMNIJAX_STOPPED_CODE=143 \
+  --env=PYTHONUNBUFFERED=1 \
+  --command='trap '"'"'kill $p'"'"' TERM; omnijax train '"'"'/data/my exp.py'"'"' --run-dir /data/runs/first --optim.peak-lr 3e-4 & p=$!; while kill -0 $p 2>/dev/null; do wait $p; code=$?; done; case $code in 42|130) code=2;; esac; exit $code'
