@@ -170,6 +170,7 @@ def test_a_job_that_loses_a_process_and_then_a_worker_is_still_the_same_run(
   os.kill(one.processes()[0][1], signal.SIGKILL)
   assert one.launcher.wait(240) == exits.DONE, one.said.read_text()[-3000:]
   assert "Ray lost the workers of processes [0]" in one.said.read_text()
+  assert "processes ended with 0: -9, 1: " in one.said.read_text()
   starts = {json.loads(line)["attempt"]
             for line in (one.run_dir / "goodput.jsonl").read_text().splitlines()}
   assert starts == {1, 2, 3}
@@ -198,10 +199,14 @@ def test_bad_input_is_not_tried_again(job, experiment):
 
 
 @pytest.mark.ray
-def test_no_process_outlives_a_launcher_that_is_killed(job, tmp_path):
+def test_no_process_outlives_its_worker_or_the_launcher(job, tmp_path):
   (tmp_path / "endless.py").write_text("import time\ntime.sleep(60)\n")
   one = job(tmp_path / "endless.py")
   one.until(lambda: len(one.processes()) == 2)
+  process, worker = one.processes()[0]
+  os.kill(worker, signal.SIGKILL)
+  one.until(lambda: process not in [p for p, _ in one.processes().values()], 5)
+  one.until(lambda: len(one.processes()) == 2)  # again
   one.launcher.kill()
   one.launcher.wait()
   deadline = time.monotonic() + 20
