@@ -97,12 +97,14 @@ are worse than others at the same step (extra `optuna`):
 
 DIR gets manifest.json (ids, settings, states), trials/ID as `omnijax train` makes them,
 results.csv, and report.html with curves and final losses of each modality. A trial that is killed
-is started again, and resumes. Ctrl-C or SIGTERM makes all trials save and end; no trial outlives
-this command. Exit codes: 0 all done, 1 some failed, 2 bad input, 75 stopped by SIGTERM, 130 by
-Ctrl-C.
+is started again, and resumes. Ctrl-C or SIGTERM makes all trials save and end; no local trial
+outlives this command. Exit codes: 0 all done, 1 some failed, 2 bad input, 75 stopped by SIGTERM,
+130 by Ctrl-C.
 
 Engines: local processes; ray, on the cluster of RAY_ADDRESS or one on this machine (extra `ray`);
-slurm, an array of jobs. All machines must see DIR and the data under the same names.
+slurm, arrays of jobs, whose partition and time come from SBATCH_PARTITION, SBATCH_TIMELIMIT and
+sbatch's other variables; these outlive this command, which finds them when it is called again. All
+machines must see DIR and the data under the same names.
 """
 GOODPUT = """\
 Where the time of a run went, over all its starts: steps that count, and everything else.

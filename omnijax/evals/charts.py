@@ -79,14 +79,14 @@ class Point(NamedTuple):
 
 
 def points(found: Sequence[Point], *, title: str, x_label: str, y_label: str) -> str:
-  """A scatter as SVG: numbers on an axis, logarithmic where they span decades; words side by side.
+  """A scatter as SVG: numbers on an axis, logarithmic where they span a decade; words side by side.
 
   Axes carry the units; `title` is read out by screen readers.
   """
   words = list(dict.fromkeys(p.x for p in found))
   numbers = all(isinstance(x, int | float) for x in words)
   if numbers:
-    log = min(map(float, words)) > 0 and max(map(float, words)) >= 20 * min(map(float, words))
+    log = min(map(float, words)) > 0 and max(map(float, words)) >= 10 * min(map(float, words))
     place = [math.log10(float(p.x)) if log else float(p.x) for p in found]
     few = sorted(set(zip(place, (p.x for p in found), strict=True)))
     chosen = few if len(few) <= 5 else [few[i * (len(few) - 1) // 4] for i in range(5)]

@@ -20,7 +20,7 @@ def add(p: argparse.ArgumentParser) -> None:
   p.add_argument("--jobs", type=int, metavar="N", help="trials at once (default: one for each GPU, "
                  "else one; of an engine, what it has room for)")
   p.add_argument("--devices", type=int, metavar="N", help="of each trial: GPUs where there are "
-                 "some (default: 1), else virtual ones of the CPU")
+                 "some (default: 1), else virtual ones of the CPU; with slurm, GPUs (default: 0)")
   p.add_argument("--cpus", type=int, metavar="N", help="of each trial, with ray and slurm "
                  "(default: 1)")
   p.add_argument("--restarts", type=int, default=2, metavar="N", help="of a trial, in a row "

@@ -71,17 +71,21 @@ def run(path: Path, fields: Sequence[str], options: Options, prog: str) -> None:
     stack.callback(lock.Lock(root, "swept", "--dir").close)
     manifest = Manifest(root)
     source, objective = _source(manifest, swept, options)
+    runner = _engine(options, manifest.root)
+    stack.callback(runner.close)
     for entry in manifest.listed:
-      if entry.state in ("running", "failed"):  # or were, when the sweep ended
+      if entry.trial.id in runner.found:
+        entry.state = "running"
+      elif entry.state in ("running", "failed"):  # or were, when the sweep ended
         entry.state = "waiting"
     manifest.write()
-    runner = _engine(options)
-    stack.callback(runner.close)
     title = f"sweep of {path.stem}"
     try:
-      with Display(objective, runner.room) as show:
+      with Display(objective) as show:
         _tell(manifest, show, options)
-        driver.Driver(manifest, runner, source, show, restarts=options.restarts).run()
+        # SLURM starts trials again by itself.
+        restarts = 0 if options.engine == "slurm" else options.restarts
+        driver.Driver(manifest, runner, source, show, restarts=restarts).run()
     finally:
       if manifest.listed:
         results.write(manifest, objective, title)
@@ -170,9 +174,14 @@ def _source(manifest: Manifest, swept: space_lib.Space | list[config_lib.Run], o
                      pruner=options.pruner, trials=trials, seed=options.seed or 0), objective
 
 
-def _engine(options: Options) -> engine.Engine:
+def _engine(options: Options, root: Path) -> engine.Engine:
   if options.engine == "local":
     return engine.Local(options.jobs, options.devices)
+  if options.engine == "slurm":
+    from omnijax.sweep import slurm
+
+    return slurm.Slurm(root, options.jobs, options.devices, options.cpus, options.restarts,
+                       waits=bool(options.optuna))
   from omnijax.sweep import ray_engine
 
   return ray_engine.Ray(options.jobs, options.devices, options.cpus or 1)

@@ -1,6 +1,8 @@
 """How a sweep stands: a live table on a terminal, lines elsewhere."""
 
+import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -22,12 +24,11 @@ class Display:
 
   Args:
     objective: whose best value is shown.
-    jobs: trials at once, for the time that is left.
   """
 
-  def __init__(self, objective: Objective, jobs: int):
+  def __init__(self, objective: Objective):
     self._console = Console(stderr=True, highlight=False, soft_wrap=True)
-    self._objective, self._jobs = objective, jobs
+    self._objective = objective
     self._live = Live(console=self._console, auto_refresh=False, transient=True)
     self._lined = time.monotonic()
     self._shown = 0.0
@@ -67,12 +68,12 @@ class Display:
 
   def _progress(self, entry: Entry) -> str:
     """Steps, loss, and the time that is left, of a running trial."""
-    line: dict[str, Any] = trial_lib.last(entry.trial.dir / "metrics.jsonl") or {}
-    done, total = entry.trial.steps, entry.trial.run.train.steps
-    if not line:
+    lines, total = trial_lib.recent(entry.trial.dir / "metrics.jsonl"), entry.trial.run.train.steps
+    if not lines:
       return f"0/{total}  starts"
-    left = int((total - done) * line["step_s"])
-    return f"{done}/{total}  loss {line['loss']:.3f}  {left // 60}:{left % 60:02d} left"
+    done = lines[-1]["step"] + 1
+    left = f"{_clock((total - done) * _pace(lines))} left" if done < total else "ends"
+    return f"{done}/{total}  loss {lines[-1]['loss']:.3f}  {left}"
 
   def _summary(self, manifest: Manifest) -> str:
     entries = manifest.listed
@@ -85,13 +86,23 @@ class Display:
     return f"{len(entries)} trials: {told}{best}{self._left(entries)}"
 
   def _left(self, entries: list[Entry]) -> str:
-    """The time that is left, by the speed of the steps that are running."""
-    lines = [trial_lib.last(e.trial.dir / "metrics.jsonl") for e in entries
-             if e.state == "running"]
-    speeds = [line["step_s"] for line in lines if line]
-    todo = sum(max(0, e.trial.run.train.steps - max(e.trial.steps, 0)) for e in entries
+    """The time that is left, by the pace of the trials that are running."""
+    running = [trial_lib.recent(e.trial.dir / "metrics.jsonl") for e in entries
+               if e.state == "running"]
+    paces = [_pace(lines) for lines in running if lines]
+    todo = sum(max(0, e.trial.run.train.steps - e.trial.steps) for e in entries
                if e.state in ("running", "waiting"))
-    if not speeds:
+    if not paces:
       return ""
-    left = int(todo * sum(speeds) / len(speeds) / self._jobs)
-    return f"  {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
+    return f"  {_clock(todo * statistics.mean(paces) / len(running))} left"
+
+
+def _pace(lines: Sequence[dict[str, Any]]) -> float:
+  """Seconds of a step; of those that compile, one is not typical."""
+  return statistics.median(line["step_s"] for line in lines)
+
+
+def _clock(seconds: float) -> str:
+  hours, minutes = divmod(int(seconds) // 60, 60)
+  return f"{hours}:{minutes:02d}:{int(seconds) % 60:02d}" if hours else (
+    f"{minutes}:{int(seconds) % 60:02d}")

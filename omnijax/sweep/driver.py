@@ -194,7 +194,7 @@ class Driver:
   def _collect(self) -> None:
     """Takes note of the trials that ended."""
     for trial_id, code in self._engine.ended().items():
-      entry, begun = self._manifest[trial_id], self._begun[trial_id]
+      entry, begun = self._manifest[trial_id], self._begun.setdefault(trial_id, _Begun())
       if entry.trial.finished:
         self._end(entry, "done")
       elif trial_id in self._pruned:

@@ -21,9 +21,8 @@ _MEMORY = 0.9  # of a GPU, for all trials that share it
 class Engine(Protocol):
   """Runs the commands of trials; each writes its output to its directory's output.txt."""
 
-  @property
-  def room(self) -> int:
-    """How many trials it takes at once."""
+  room: int  # how many trials it takes at once
+  found: frozenset[str]  # ids of trials that an earlier sweep left running
 
   def start(self, trials: Sequence[trial_lib.Trial]) -> None:
     """Starts them; there is room."""
@@ -54,6 +53,8 @@ class Local:
   Raises:
     ValueError: there are fewer GPUs than one trial is to have.
   """
+
+  found: frozenset[str] = frozenset()
 
   def __init__(self, jobs: int | None = None, devices: int | None = None):
     found, each = gpus(), devices or 1

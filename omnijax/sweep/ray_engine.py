@@ -35,6 +35,8 @@ class Ray:
     ValueError: the cluster has not enough for one trial.
   """
 
+  found: frozenset[str] = frozenset()
+
   def __init__(self, jobs: int | None, devices: int | None, cpus: int):
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)

@@ -18,7 +18,7 @@ _FREE = ("mesh", "data.workers", "data.read_threads", "data.prefetch", "train.lo
          "train.save_every", "train.keep", "train.keep_every", "train.keep_best",
          "train.replicas_every", "train.sample_every",
          "train.stuck_after_s")
-_TAIL = 1 << 14  # bytes, of which the last line is surely a part
+_TAIL = 1 << 14  # bytes, which have some lines of metrics
 _NAME = 80  # characters of a name that its directory shows
 
 
@@ -42,8 +42,8 @@ class Trial:
   @property
   def steps(self) -> int:
     """Steps that are done and written down."""
-    line = last(self.dir / "metrics.jsonl")
-    return line["step"] + 1 if line else 0
+    lines = recent(self.dir / "metrics.jsonl")
+    return lines[-1]["step"] + 1 if lines else 0
 
   @property
   def saved(self) -> int:
@@ -65,8 +65,8 @@ class Trial:
     """Why it ended with this code: the last line that it wrote, or the signal that killed it."""
     if code < 0:
       return f"killed by {signal.Signals(-code).name}"
-    lines = _tail(self.dir / OUTPUT).decode(errors="replace").split("\n")
-    said = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    written = _tail(self.dir / OUTPUT).decode(errors="replace").split("\n")
+    said = next((line.strip() for line in reversed(written) if line.strip()), "it said nothing")
     return said.removeprefix("omnijax: error: ")
 
 
@@ -88,15 +88,9 @@ def decisive(run: config_lib.Run) -> dict[str, Any]:
   return out
 
 
-def last(path: Path) -> dict[str, Any] | None:
-  """The last whole line of a file of JSON lines; None without one."""
-  for line in reversed(_tail(path).split(b"\n")):
-    try:
-      value = json.loads(line)
-    except ValueError:  # empty, or being written
-      continue
-    return value if isinstance(value, dict) else None
-  return None
+def recent(path: Path) -> list[dict[str, Any]]:
+  """The last whole lines of a file of JSON lines, some of them."""
+  return _parsed(_tail(path))
 
 
 def lines(path: Path) -> Sequence[dict[str, Any]]:
@@ -110,12 +104,18 @@ def lines(path: Path) -> Sequence[dict[str, Any]]:
 
 @functools.lru_cache(maxsize=4)
 def _lines(path: Path, size: int, changed: int) -> Sequence[dict[str, Any]]:
+  return _parsed(path.read_bytes())
+
+
+def _parsed(text: bytes) -> list[dict[str, Any]]:
   out = []
-  for line in path.read_bytes().split(b"\n"):
+  for line in text.split(b"\n"):
     try:
-      out.append(json.loads(line))
-    except ValueError:
+      value = json.loads(line)
+    except ValueError:  # empty, cut off, or being written
       continue
+    if isinstance(value, dict):
+      out.append(value)
   return out
 
 
