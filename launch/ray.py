@@ -1,7 +1,7 @@
 """Processes on workers of Ray Train's JaxTrainer, started again as their exit codes say.
 
   python -m launch ray --workers 2 -- experiments/quickstart.py --run-dir runs/quickstart
-  python -m launch ray --address auto --tpu v6e:4x4 -- EXPERIMENT --run-dir /shared/runs/first
+  python -m launch ray --address auto --topology v6e:4x4 -- EXPERIMENT --run-dir /shared/runs/first
 
 What follows `--` is what `omnijax train` takes. It runs in this directory on every node, which all
 must see, as they must the run's. Ray reserves hosts, GPUs or whole TPU slices, and waits for them;
@@ -22,13 +22,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from launch import local
+from launch import local, tpu
 from omnijax import host
+from omnijax.arguments import Parser
 from omnijax.job import exits
 
 _POLL_S = 1.0  # between a process's questions to the desk
 _DRAIN_S = 5.0  # between questions to Ray whether it drains a node; its own are as often
-_RAY_NAMES = {"v5e": "v5litepod", "tpu7x": "v7x"}  # of chips, where they differ
 
 
 class Desk:
@@ -75,7 +75,7 @@ def member(config: dict[str, Any]) -> None:
   import ray
   from ray import train
   from ray.train import collective
-  from ray.util import tpu
+  from ray.util import tpu as ray_tpu
 
   desk = config["desk"]
   index, count = train.get_context().get_world_rank(), train.get_context().get_world_size()
@@ -85,7 +85,7 @@ def member(config: dict[str, Any]) -> None:
   if config["platforms"]:
     variables["JAX_PLATFORMS"] = config["platforms"]
   if config["slices"] > 1:  # Ray numbers the workers slice by slice
-    variables |= tpu.get_tpu_coordinator_env_vars(
+    variables |= ray_tpu.get_tpu_coordinator_env_vars(
       first, config["slices"], index // (count // config["slices"]))
   command = [sys.executable, "-m", "omnijax.cli", "train", *config["train"]]
   if not os.path.isdir(config["cwd"]):
@@ -216,22 +216,18 @@ def main(argv: Sequence[str]) -> int:
       if got.get(name, 0) < wanted:
         parser.error(f"{wanted:g} {name} are wanted and this machine has {got.get(name, 0):g}; "
                      "--address says where a cluster is")
-  platforms = "tpu,cpu" if args.tpu else "cuda,cpu" if args.gpus else None
+  platforms = "tpu,cpu" if args.topology else "cuda,cpu" if args.gpus else None
   config = {"train": args.train, "cwd": os.getcwd(), "devices": args.devices,
             "platforms": platforms, "slices": args.slices}
   return local.run(lambda: Gang(config, scaling), args.restarts, local.run_dir(args.train))
 
 
 def _arguments(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-  parser = argparse.ArgumentParser(
-    prog="python -m launch ray", description=__doc__, allow_abbrev=False,
-    formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = Parser(prog="python -m launch ray", description=__doc__)
   parser.add_argument("--workers", type=int, metavar="N", help="of Ray, with a process of the job "
-                      "each (default: the hosts of --tpu, else 1)")
+                      "each (default: the hosts of --topology, else 1)")
   parser.add_argument("--gpus", type=int, metavar="N", help="of each worker")
-  parser.add_argument("--tpu", metavar="CHIP:SHAPE", help="whole slices, such as v5e:4x4")
-  parser.add_argument("--slices", type=int, default=1, metavar="N",
-                      help="of that shape (default: %(default)s)")
+  tpu.add(parser, required=False)
   parser.add_argument("--address", metavar="HOST:PORT", help="of a cluster, or `auto` on one of "
                       "its nodes (default: RAY_ADDRESS, else a Ray of this machine and job)")
   local.arguments(parser)
@@ -239,10 +235,10 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.N
   for name, least in (("workers", 1), ("gpus", 1), ("devices", 1), ("slices", 1), ("restarts", 0)):
     if getattr(args, name) is not None and getattr(args, name) < least:
       parser.error(f"--{name} must be {least} or more")
-  if sum(x is not None for x in (args.gpus, args.tpu, args.devices)) > 1:
-    parser.error("--gpus, --tpu and --devices exclude each other")
-  if args.tpu is None and args.slices > 1:
-    parser.error("--slices has no effect without --tpu")
+  if sum(x is not None for x in (args.gpus, args.topology, args.devices)) > 1:
+    parser.error("--gpus, --topology and --devices exclude each other")
+  if args.topology is None and args.slices > 1:
+    parser.error("--slices has no effect without --topology")
   return parser, args
 
 
@@ -253,17 +249,17 @@ def scale(args: argparse.Namespace) -> Any:
     ValueError: an unknown chip or shape, or a number of workers that doesn't fit it.
   """
   from ray import train
-  from ray.util import tpu
+  from ray.util import tpu as ray_tpu
 
-  if args.tpu is None:
+  if args.topology is None:
     each = {"CPU": 1.0} | ({"GPU": float(args.gpus)} if args.gpus else {})
     return train.ScalingConfig(num_workers=args.workers or 1, use_gpu=bool(args.gpus),
                                resources_per_worker=each)
-  chip, _, shape = args.tpu.partition(":")
-  kind = f"TPU-{_RAY_NAMES.get(chip, chip).upper()}"
-  hosts, each = tpu.get_tpu_worker_resources(shape, kind, num_slices=args.slices)
+  made = tpu.parse(args.topology, args.slices)
+  kind = f"TPU-{made.kind.type.replace('tpu', 'v').upper()}"  # as Ray's nodes have it
+  hosts, each = ray_tpu.get_tpu_worker_resources(made.topology, kind, num_slices=made.slices)
   if args.workers not in (None, hosts):
-    raise ValueError(f"--workers is {args.workers}; {args.slices} of {args.tpu} have {hosts} "
+    raise ValueError(f"--workers is {args.workers}; {made.slices} of {args.topology} have {hosts} "
                      "hosts. Leave --workers out.")
-  return train.ScalingConfig(num_workers=hosts, use_tpu=True, topology=shape,
+  return train.ScalingConfig(num_workers=hosts, use_tpu=True, topology=made.topology,
                              accelerator_type=kind, resources_per_worker=each)

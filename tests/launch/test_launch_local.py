@@ -167,6 +167,12 @@ def said(*argv):
   return ended.returncode, ended.stdout + ended.stderr
 
 
+def test_engines_leave_the_environment_of_what_they_start_alone():
+  code = ("import os\nbefore = dict(os.environ)\nimport launch.__main__\n"
+          "assert dict(os.environ) == before, dict(os.environ).keys() - before.keys()")
+  subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 def test_the_command_teaches_and_refuses():
   code, text = said("--help")
   assert code == 0 and "local" in text

@@ -50,8 +50,8 @@ def test_the_desk_of_a_drained_node():
 @pytest.mark.parametrize(("argv", "message"), [
   (["--workers", "0"], "--workers must be 1 or more"), (["--restarts", "-1"], "--restarts must be"),
   (["--devices", "0"], "--devices must be"),
-  (["--slices", "2"], "--slices has no effect without --tpu"),
-  (["--tpu", "v6e:4x4", "--gpus", "1"], "exclude each other")])
+  (["--slices", "2"], "--slices has no effect without --topology"),
+  (["--topology", "v6e:4x4", "--gpus", "1"], "exclude each other")])
 def test_bad_arguments_are_told(argv, message, capsys):
   with pytest.raises(SystemExit) as stop:
     launch_ray.main([*argv, "--", "x.py", "--run-dir", "r"])
@@ -77,7 +77,8 @@ def test_help_does_not_import_ray(argv):
 
 
 def asked(**changes):
-  return argparse.Namespace(**{"workers": None, "gpus": None, "tpu": None, "slices": 1} | changes)
+  none = {"workers": None, "gpus": None, "topology": None, "slices": 1}
+  return argparse.Namespace(**none | changes)
 
 
 @pytest.mark.ray
@@ -87,14 +88,14 @@ def test_what_ray_is_asked_for():
   assert (cpu.num_workers, cpu.total_resources) == (3, {"CPU": 3})
   gpu = launch_ray.scale(asked(workers=2, gpus=4))
   assert gpu.use_gpu and gpu.total_resources == {"CPU": 2, "GPU": 8}
-  pod = launch_ray.scale(asked(tpu="v5e:4x4", slices=2))
+  pod = launch_ray.scale(asked(topology="v5e:4x4", slices=2))
   assert pod.use_tpu and (pod.num_workers, pod.topology) == (8, "4x4")
   assert pod.accelerator_type == "TPU-V5LITEPOD" and pod.total_resources["TPU"] == 32
-  assert launch_ray.scale(asked(tpu="tpu7x:2x2x2")).accelerator_type == "TPU-V7X"
+  assert launch_ray.scale(asked(topology="tpu7x:2x2x2")).accelerator_type == "TPU-V7X"
   with pytest.raises(ValueError, match="--workers is 3; 1 of v6e:4x4 have 4 hosts"):
-    launch_ray.scale(asked(tpu="v6e:4x4", workers=3))
-  with pytest.raises(ValueError, match="TPU-V9"):
-    launch_ray.scale(asked(tpu="v9:4x4"))
+    launch_ray.scale(asked(topology="v6e:4x4", workers=3))
+  with pytest.raises(ValueError, match="--topology is 'h100:8'; wanted TPUs"):
+    launch_ray.scale(asked(topology="h100:8"))
 
 
 class Job:
