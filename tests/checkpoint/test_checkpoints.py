@@ -51,7 +51,7 @@ def restore(directory, shape, run=None, identity=IDENTITY):
     like = wanted(shape, run or tiny.run())
     saved = checkpoint.Checkpoints(directory, identity, keep=2)
     try:
-      model, training, _ = saved.restore(like.model, rest(like))
+      model, training, *_ = saved.restore(like.model, rest(like))
     finally:
       saved.close()
     return checkpoint.named(state_lib.TrainState(training["step"], model, training["opt_state"]))

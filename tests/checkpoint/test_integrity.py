@@ -52,7 +52,7 @@ def restored(run_dir):
     like = wanted(MESHES[0], tiny.run())
     writer = checkpoint.Checkpoints(run_dir / "checkpoints", IDENTITY, keep=5)
     try:
-      model, training, events = writer.restore(like.model, rest(like))
+      model, training, events, _ = writer.restore(like.model, rest(like))
     finally:
       writer.close()
     bits = {k: np.asarray(v).tobytes() for k, v in checkpoint.named(model).items()}

@@ -62,7 +62,7 @@ class Case:
     with self.on(shape):
       like = state_lib.abstract(self.run, self.vocab)
       saved = self.checkpoints(source)
-      model, rest = saved.restore(like.model, {"step": like.step, "opt_state": like.opt_state})
+      model, rest, *_ = saved.restore(like.model, {"step": like.step, "opt_state": like.opt_state})
       saved.close()
       return arrays(state_lib.TrainState(rest["step"], model, rest["opt_state"]))
 
