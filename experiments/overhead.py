@@ -86,7 +86,7 @@ def main() -> int:
   host.log_to_stderr()
   processes.join()
   run = quickstart.run()
-  blocks = _WARM + 2 * args.pairs + 1
+  blocks = _WARM + 2 * args.pairs + 2
   run = dataclasses.replace(
     run, data=dataclasses.replace(run.data, sources=(str(args.records),)),
     train=dataclasses.replace(run.train, steps=(blocks + 2) * run.train.save_every))
@@ -94,9 +94,10 @@ def main() -> int:
   with tempfile.TemporaryDirectory() as folder:
     loop.train(run, Path(folder) / "run")
   took = [b - a for a, b in zip(switch.starts, switch.starts[1:], strict=False)][_WARM:blocks]
-  # Of the even ones, as the first, none has them; the odd ones lie between two of those.
-  off, on = took[1::2], took[0::2]
-  ratios = [off[i] and 2 * on[i + 1] / (off[i] + off[i + 1]) - 1 for i in range(len(off) - 1)]
+  # The first has them, the second has not, and so on: each but the first lies between two without.
+  on, off = took[2::2], took[1::2]
+  ratios = [2 * here / (before + after) - 1
+            for here, before, after in zip(on, off, off[1:], strict=True)]
   device = jax.devices()[0]
   result = {
     "overhead": statistics.median(ratios), "least": min(ratios), "most": max(ratios),

@@ -2,9 +2,10 @@
 
 import sys
 
-from launch import jobset, local, slurm, tpu_vm, xpk
+from launch import jobset, local, ray, slurm, tpu_vm, xpk
 
-ENGINES = {"local": local, "slurm": slurm, "jobset": jobset, "xpk": xpk, "tpu-vm": tpu_vm}
+ENGINES = {"local": local, "slurm": slurm, "ray": ray, "jobset": jobset, "xpk": xpk,
+           "tpu-vm": tpu_vm}
 
 
 def main() -> int:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from launch import local
 from omnijax.arguments import Parser
 
 
@@ -25,10 +26,8 @@ def run_dir(train: Sequence[str]) -> PurePosixPath:
   Raises:
     ValueError: none is named.
   """
-  for word, after in zip(train, [*train[1:], ""], strict=True):
-    name, _, value = word.partition("=")
-    if name == "--run-dir" and (value or after):
-      return PurePosixPath(value or after)
+  if (found := local.run_dir(train)) is not None:
+    return PurePosixPath(found)
   raise ValueError(f"no --run-dir DIR in {' '.join(train)!r}; wanted the directory that the job is "
                    "to go on from when it is started again.")
 

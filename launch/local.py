@@ -23,7 +23,58 @@ from typing import Protocol
 from omnijax import host
 from omnijax.job import exits
 
-_LEAVE_S = 30  # for the others to end by themselves after the first did
+LEAVE_S = 30  # for the others to end by themselves after the first did
+
+
+def place(where: str, processes: int, index: int, devices: int | None) -> dict[str, str]:
+  """Variables that give a process its place in a job.
+
+  Args:
+    where: HOST:PORT of process 0.
+    processes: of the job.
+    index: of this one.
+    devices: virtual devices of each where jax runs on the CPU; None leaves it to jax.
+  """
+  variables = {"JAX_COORDINATOR_ADDRESS": where, "JAX_NUM_PROCESSES": str(processes),
+               "JAX_PROCESS_ID": str(index)}
+  if devices is not None:
+    variables |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+  return variables
+
+
+def spawn(command: Sequence[str], index: int, variables: Mapping[str, str], *,
+          cwd: str | None = None,
+          lines: list[str] | None = None) -> tuple[subprocess.Popen, threading.Thread]:
+  """Starts a process of a job, which on Linux dies with the thread that calls this.
+
+  Args:
+    command: of the process.
+    index: of the process in the job.
+    variables: beside this process's own.
+    cwd: where it starts; None is here.
+    lines: gets what it says; None shows that, with the index before each line.
+
+  Returns:
+    The process, and the thread that reads what it says until it says no more.
+  """
+  env = os.environ | {"PYTHONUNBUFFERED": "1"} | host.dies_with_me() | variables
+  # In a session of its own: a terminal's Ctrl-C is this process's to pass on.
+  process = subprocess.Popen(command, env=env, cwd=cwd, text=True, errors="replace",
+                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                             stderr=subprocess.STDOUT, start_new_session=True)
+
+  def pump() -> None:
+    with process.stdout as out:  # type: ignore[union-attr]
+      for line in out:
+        if lines is not None:
+          lines.append(line.rstrip("\n"))
+          continue
+        with contextlib.suppress(OSError):  # nobody reads it; what isn't read here would block
+          print(f"[{index}] {line}", end="", flush=True)
+
+  thread = threading.Thread(target=pump, daemon=True)
+  thread.start()
+  return process, thread
 
 
 class Gang:
@@ -44,28 +95,11 @@ class Gang:
     self.lines: list[list[str]] = [[] for _ in range(processes)]
     self.members, self._pumps = [], []
     for i in range(processes):
-      mine = {"JAX_COORDINATOR_ADDRESS": where, "JAX_COORDINATOR_BIND_ADDRESS": where,
-              "JAX_NUM_PROCESSES": str(processes), "JAX_PROCESS_ID": str(i),
-              "PYTHONUNBUFFERED": "1"} | host.dies_with_me()
-      if devices is not None:
-        mine |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
-      # In a session of its own: a terminal's Ctrl-C is this process's to pass on.
-      member = subprocess.Popen(command, env=os.environ | mine | dict(env or {}), text=True,
-                                errors="replace", stdin=subprocess.DEVNULL, start_new_session=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-      pump = threading.Thread(target=self._pump, args=(i, member, echo), daemon=True)
-      pump.start()
+      variables = place(where, processes, i, devices) | {"JAX_COORDINATOR_BIND_ADDRESS": where}
+      member, pump = spawn(command, i, variables | dict(env or {}),
+                           lines=None if echo else self.lines[i])
       self.members.append(member)
       self._pumps.append(pump)
-
-  def _pump(self, index: int, member: subprocess.Popen, echo: bool) -> None:
-    assert member.stdout is not None
-    for line in member.stdout:
-      if not echo:
-        self.lines[index].append(line.rstrip("\n"))
-        continue
-      with contextlib.suppress(OSError):  # nobody reads any more; what isn't read here would block
-        print(f"[{index}] {line}", end="", flush=True)
 
   def send(self, number: int) -> None:
     """A signal to all that are left."""
@@ -78,7 +112,7 @@ class Gang:
     deadline = None
     while any(m.poll() is None for m in self.members):
       if deadline is None and any(m.poll() is not None for m in self.members):
-        deadline = time.monotonic() + _LEAVE_S
+        deadline = time.monotonic() + LEAVE_S
       if deadline is not None and time.monotonic() > deadline:
         self.send(signal.SIGKILL)
       time.sleep(0.05)
@@ -86,8 +120,6 @@ class Gang:
       with contextlib.suppress(ProcessLookupError):  # what it left behind would hold its output
         os.killpg(member.pid, signal.SIGKILL)
       pump.join(5)
-      if member.stdout is not None:
-        member.stdout.close()
     return [m.returncode for m in self.members]
 
 
@@ -185,7 +217,7 @@ def main(argv: Sequence[str]) -> int:
                       help="of the job (default: %(default)s)")
   arguments(parser)
   args = parser.parse_args(argv)
-  if args.processes < 1 or args.restarts < 0 or (args.devices or 1) < 1:
+  if min(args.processes, 1 if args.devices is None else args.devices) < 1 or args.restarts < 0:
     parser.error("--processes and --devices must be 1 or more, --restarts 0 or more")
   command = [sys.executable, "-m", "omnijax.cli", "train", *args.train]
   return run(lambda: Gang(command, args.processes, devices=args.devices), args.restarts,

@@ -80,9 +80,9 @@ def _listed(shapes: Sequence[tuple[int, ...]]) -> str:
   return ", ".join("x".join(map(str, shape)) for shape in shapes)
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
   """The options that name a slice."""
-  parser.add_argument("--topology", required=True, metavar="CHIP:SHAPE",
+  parser.add_argument("--topology", required=required, metavar="CHIP:SHAPE",
                       help="of a slice, such as v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:2x2x2")
   parser.add_argument("--slices", type=int, default=1, metavar="N",
                       help="how many (default: %(default)s)")

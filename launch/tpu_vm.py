@@ -25,6 +25,7 @@ _FINAL = "|".join(map(str, sorted((exits.DONE, exits.BAD_INPUT, exits.NEVER, exi
 _JOB = """\
 #!/bin/bash
 set -eu
+{{  # a shell that gets this by a pipe reads all of it before ssh might
 gcloud compute tpus queued-resources describe {where} > /dev/null 2>&1 ||
   gcloud compute tpus queued-resources create {where} \\
     {ask}
@@ -58,9 +59,10 @@ JOB
 cat << 'TOLD'
 To look at it, to stop it with everything saved, and to give the TPUs back:
   {every} --command='tail {log}'
-  {every} --command='pkill -TERM -f omnijax.cli'
+  {every} --command="pkill -TERM -f '^{process}'"
   gcloud compute tpus queued-resources delete {where} --force
 TOLD
+}} < /dev/null
 """
 
 
@@ -71,7 +73,7 @@ def script(*, name: str, zone: str, train: Sequence[str], run_dir: PurePosixPath
   Args:
     name: of the TPUs: lower case letters, digits and dashes.
     zone: such as us-east5-a.
-    train: `... train ...`, word by word.
+    train: `PYTHON -m omnijax.cli train ...`, word by word.
     run_dir: of the run.
     tpus: the slices.
     setup: lines of shell for each host, each run once all hosts have run the one before.
@@ -97,7 +99,7 @@ def script(*, name: str, zone: str, train: Sequence[str], run_dir: PurePosixPath
     where=where, ask=" \\\n    ".join(ask), every=every, log=f"omnijax-{name}.log",
     setup="".join(f"{every} \\\n  --command={shlex.quote(line)}\n" for line in setup),
     run_dir=shlex.quote(str(run_dir)), newest=sbatch.NEWEST, train=shlex.join(train), final=_FINAL,
-    restarts=restarts)
+    restarts=restarts, process=" ".join(train[:3]))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 import tiny
 
+import launch.__main__ as launch
 import omnijax.train
 from omnijax import cli, config, experiment
+from omnijax.sweep import command as sweep
 
 EXPERIMENT = f'''
 from omnijax import config
@@ -279,18 +281,25 @@ README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 
 
 def test_the_readme_tells_the_truth(tmp_path):
-  example, = re.findall(r"```python\n(.*?)```", README, re.S)
-  (tmp_path / "captions.py").write_text(example)
+  examples = re.findall(r"```python\n(.*?)```", README, re.S)
+  assert len(examples) == 2  # run() and sweep(), of one file
+  (tmp_path / "captions.py").write_text("".join(examples))
   run = experiment.load(tmp_path / "captions.py")
+  assert len(list(sweep.load(tmp_path / "captions.py"))) == 6
   shell = "".join(re.findall(r"```bash\n(.*?)```", README, re.S))
   lines = re.findall(r"^(?:.*\.venv/bin/)?omnijax (.+)$", shell, re.M)
   assert {line.split()[0] for line in lines} == {"quickstart", "prepare", "train", "eval",
-                                                 "generate", "plan", "bench"}
+                                                 "generate", "plan", "bench", "sweep"}
   for line in lines:
     args, fields = cli._parser().parse_known_args(shlex.split(line))
     assert fields == [] or args.takes_fields
-    if line.startswith(("train", "plan", "bench")):
+    if line.startswith(("train", "plan", "bench", "sweep")):
       experiment.override(run, fields, line)
+  jobs = re.findall(r"^python -m launch (\S+) (.+)$", shell, re.M)
+  assert [name for name, _ in jobs] == list(launch.ENGINES)
+  for name, words in jobs:
+    if name in ("jobset", "xpk", "tpu-vm"):  # they only write
+      assert launch.ENGINES[name].main(shlex.split(words.split(" | ")[0])) == 0
   root = Path(__file__).parents[1]
   linked = re.findall(r"\]\(([\w./-]+)\)", README)
   assert len(linked) > 6 and [p for p in linked if not (root / p).exists()] == []

@@ -80,8 +80,8 @@ def test_unknown_fields_are_named_with_their_path():
   ("optim", {"skips": 0}, "Optim.skips is 0"),
   ("optim", {"spike": -1.0}, "Optim.spike is -1.0"),
   ("train", {"steps": 0}, "Train.steps is 0"),
-  ("train", {"keep_every": -1}, "keep_every.* -1, .*below 0"),
-  ("train", {"stuck_after_s": -1.0}, "stuck_after_s.* -1.0; none may be below 0"),
+  ("train", {"keep_every": -1}, "keep_every.* -1.*below 0"),
+  ("train", {"stuck_after_s": -1.0}, "stuck_after_s.* -1.0.*none of them may be below 0"),
   ("eval", {"batches": 0}, "Eval.batches is 0"),
 ])
 def test_bad_values_are_named(section, values, message):

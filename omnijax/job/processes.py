@@ -32,9 +32,9 @@ def join() -> None:
 
   They are found by JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and
   JAX_PROCESS_ID where all three are set, else as jax finds them itself (TPU slices, GKE, SLURM,
-  MPI). Without any of these the job has one process. What has been joined already, as within Ray's
-  JaxTrainer, is left alone. If not all processes come within a minute, or five where jax finds
-  them, this one ends with 75.
+  MPI). Without any of these the job has one process. If not all processes come within a minute, or
+  five where jax finds them, this one ends with 75. A process that has joined already stays as it
+  is.
 
   Raises:
     ValueError: the variables don't fit.

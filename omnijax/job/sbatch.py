@@ -59,7 +59,7 @@ case $code in
     if [ "$tries" -le {restarts} ]; then
       echo "$told; again (start $tries of {restarts} without a new checkpoint)"
       mkdir -p "$run_dir" && echo "$tries" > "$count"
-      scontrol requeue "$SLURM_JOB_ID" && sleep 60  # SLURM ends this script meanwhile
+      scontrol requeue "{job}" && sleep 60  # SLURM ends this script meanwhile
     else
       echo "$told; $tries starts brought no new checkpoint"
     fi;;
@@ -112,12 +112,15 @@ def script(*, name: str, command: Sequence[str] | Path, nodes: int = 1,
     what = _LINE.format(commands=shlex.quote(str(command)))
   else:
     what = _COMMAND.format(command=shlex.join(command))
+  # The number of an array's last task is that of the whole array, too.
+  job = "$SLURM_JOB_ID" if array is None else "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
   final = "|".join(map(str, (exits.DONE, *_FOR_GOOD)))
   return "\n".join([
     "#!/bin/bash", *(f"#SBATCH {line}" for line in lines), "",
     f"export {exits.STOPPED}={exits.AGAIN} PYTHONUNBUFFERED=1", *setup,
     what + _BODY.format(
-      bad_input=exits.BAD_INPUT, newest=NEWEST, srun=" ".join(srun), final=final, restarts=restarts,
+      bad_input=exits.BAD_INPUT, newest=NEWEST, srun=" ".join(srun), final=final, job=job,
+      restarts=restarts,
       there=" ".join(f"{k}) code={v};;" for k, v in _FOR_GOOD.items()),
       back=" ".join(f"{v}) code={k};;" for k, v in _FOR_GOOD.items()))])
 

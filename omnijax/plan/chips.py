@@ -14,9 +14,6 @@ import os
 import re
 from typing import Any
 
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-
 RESERVED = 0.02  # of a chip's memory, which its runtime keeps
 
 
@@ -116,6 +113,10 @@ class Slice:
     """
     import jax
     from jax.experimental import topologies
+    # Of a TPU that this host may have nothing is wanted here. Set where the compiler is loaded:
+    # processes that are to use a TPU must not get them.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     more: dict[str, Any] = {}
     if self.chip.platform == "cpu":
       jax.config.update("jax_num_cpu_devices", self.chips)

@@ -15,7 +15,8 @@ from omnijax import config as config_lib
 EXPERIMENT, OUTPUT = "experiment.json", "output.txt"
 # What decides how a run is computed, and not what: it changes neither its results nor its id.
 _FREE = ("mesh", "data.workers", "data.read_threads", "data.prefetch", "train.log_every",
-         "train.save_every", "train.keep", "train.keep_every", "train.sample_every",
+         "train.save_every", "train.keep", "train.keep_every", "train.keep_best",
+         "train.replicas_every", "train.sample_every",
          "train.stuck_after_s")
 _TAIL = 1 << 14  # bytes, which have some lines of metrics
 _NAME = 80  # characters of a name that its directory shows

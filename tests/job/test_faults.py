@@ -25,6 +25,7 @@ run = lambda: config.from_json(Path({!r}).read_text())
 # What the suite does in its own process: compile little, in a third of the time.
 ENV = {"PYTHONPATH": str(HERE.parents[1]), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
 FAST = 10.0  # seconds that survivors may take
+GANGS = []
 SAVED = 30.0  # that stopping may take with everything saved: 4 on a quiet machine, 11 on a busy one
 
 
@@ -40,13 +41,16 @@ def experiment(records, tmp_path):
     (tmp_path / "exp.py").write_text(EXPERIMENT.format(str(tmp_path / "run.json")))
     return tmp_path / "exp.py"
 
-  return write
+  yield write
+  while GANGS:
+    GANGS.pop().send(signal.SIGKILL)  # of a test that failed
 
 
 def start(experiment, run_dir, processes, devices, **env):
   command = [sys.executable, "-m", "omnijax.cli", "train", str(experiment), "--run-dir",
              str(run_dir)]
-  return local.Gang(command, processes, devices=devices, env=ENV | env, echo=False)
+  GANGS.append(local.Gang(command, processes, devices=devices, env=ENV | env, echo=False))
+  return GANGS[-1]
 
 
 def until(happened, gang):

@@ -44,7 +44,8 @@ def slurm(tmp_path, monkeypatch):
     path.chmod(0o755)
   (tmp_path / "pretends").write_text(PRETENDS)
   monkeypatch.chdir(tmp_path)
-  env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"}
+  env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "17",
+                      "SLURM_ARRAY_JOB_ID": "16"}
 
   def run(text, **more):
     codes, said = [], ""
@@ -56,7 +57,8 @@ def slurm(tmp_path, monkeypatch):
       codes.append(done.returncode)
       if not Path("requeued").exists():
         return codes, said
-      assert Path("requeued").read_text() == "requeue 17\n"
+      job = f"16_{more['SLURM_ARRAY_TASK_ID']}" if more else "17"
+      assert Path("requeued").read_text() == f"requeue {job}\n"
 
   return run
 
@@ -69,6 +71,7 @@ def pretends(*codes):
   (["75", "76", "0"], 2, 0, 3),
   (["75", "75", "75", "0"], 2, 75, 3),
   (["75", "+75", "75", "0"], 2, 0, 4),  # a new checkpoint begins the count again
+  (["+75", "75", "75", "0"], 2, 75, 3),
   (["1", "137", "42"], 5, 42, 3), (["2"], 5, 2, 1), (["130"], 5, 130, 1)])
 def test_it_comes_back_while_that_helps(slurm, codes, restarts, want, starts):
   ended, said = slurm(sbatch.script(name="x", command=pretends(*codes), nodes=2,
@@ -80,7 +83,8 @@ def test_it_comes_back_while_that_helps(slurm, codes, restarts, want, starts):
 
 
 @pytest.mark.parametrize(("codes", "want", "starts"), [
-  ((42, 75), 42, 1), ((137, 2), 2, 1), ((0, 130), 130, 1), ((0, 76), 76, 2), ((143, 1), 143, 2)])
+  ((42, 75), 42, 1), ((137, 2), 2, 1), ((0, 130), 130, 1), ((0, 76), 76, 2), ((143, 1), 143, 2),
+  ((143, 42), 42, 1)])
 def test_no_task_hides_what_another_ended_for_good_with(slurm, codes, want, starts):
   command = ["bash", "-c", f"[ $SLURM_PROCID = 0 ] && exit {codes[0]}; exit {codes[1]}", "x",
              "--run-dir=r"]
@@ -96,6 +100,9 @@ def test_a_task_of_an_array_runs_its_line(slurm):
   assert "#SBATCH --array=0-1%1\n" in text
   assert slurm(text, SLURM_ARRAY_TASK_ID="1")[0] == [0]
   assert Path("run 1/got").read_text() == "it's $HOME\n" and not Path("run 0").exists()
+  Path("my commands").write_text(
+    "false\nbash -c 'mkdir r || exit 0; exit 75' x --run-dir r\n")
+  assert slurm(text, SLURM_ARRAY_TASK_ID="1")[0] == [-signal.SIGTERM, 0]
   codes, said = slurm(text, SLURM_ARRAY_TASK_ID="2")
   assert codes == [2] and "no --run-dir in" in said
 

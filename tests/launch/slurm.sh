@@ -47,6 +47,9 @@ CONF
     slurmd -N n2
     echo "export SLURM_CONF=$SLURM_CONF";;
   stop)
+    export SLURM_CONF=$dir/slurm.conf
+    scancel --user="$(id -un)"
+    while [ -n "$(squeue --noheader)" ]; do sleep 0.5; done
     for pid in "$dir"/slurmd.*.pid "$dir"/slurmctld.pid "$dir"/munge.pid; do
       kill "$(cat "$pid")"
     done;;

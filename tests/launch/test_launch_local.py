@@ -78,7 +78,7 @@ def test_the_run_directory_is_found_however_it_is_given(train, want):
 
 
 def test_who_does_not_follow_is_killed(monkeypatch):
-  monkeypatch.setattr(local, "_LEAVE_S", 0.5)
+  monkeypatch.setattr(local, "LEAVE_S", 0.5)
   code = ("import os, sys, time; time.sleep(60 * (os.environ['JAX_PROCESS_ID'] == '1')); "
           "sys.exit(75)")
   gang = local.Gang([sys.executable, "-c", code], 2, echo=False)
@@ -167,13 +167,20 @@ def said(*argv):
   return ended.returncode, ended.stdout + ended.stderr
 
 
+def test_engines_leave_the_environment_of_what_they_start_alone():
+  code = ("import os\nbefore = dict(os.environ)\nimport launch.__main__\n"
+          "assert dict(os.environ) == before, dict(os.environ).keys() - before.keys()")
+  subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 def test_the_command_teaches_and_refuses():
   code, text = said("--help")
   assert code == 0 and "local" in text
   code, text = said("local", "--help")
   assert code == 0 and "python -m launch local --processes 2 --" in text
   assert said("slrum")[0] == 2
-  code, text = said("local", "--processes", "0", "--", "x.py", "--run-dir", "r")
-  assert code == 2 and "--processes and --devices must be 1 or more" in text
+  for bad in (("--processes", "0"), ("--devices", "0"), ("--restarts", "-1")):
+    code, text = said("local", *bad, "--", "x.py", "--run-dir", "r")
+    assert code == 2 and "--processes and --devices must be 1 or more" in text
   code, text = said("local", "--", "nowhere.py", "--run-dir", "r")
   assert code == 2 and "nowhere.py" in text

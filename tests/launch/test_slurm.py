@@ -13,7 +13,7 @@ import pytest
 
 from launch import local
 from omnijax import checkpoint, config
-from omnijax.job import exits, sbatch
+from omnijax.job import sbatch
 from omnijax.train import metrics
 
 pytestmark = pytest.mark.slurm
@@ -123,7 +123,8 @@ def test_killed_stopped_and_requeued_it_is_still_the_same_run(slurm, experiment,
   begun = [int(x) for x in re.findall(r"starting at step (\d+)", text)]
   assert len(begun) == 5 and [b > 0 for b in begun] == [False, True, True, True, True], text
   # SIGTERM loses no step, whoever sends it.
-  assert {begun[2], begun[3]} == {int(x) for x in re.findall(r"step (\d+) of 120 is saved", text)}
+  stopped = [int(x) for x in re.findall(r"stopped on request after step (\d+) of 120", text)]
+  assert stopped == begun[2:4]
   told = re.findall(r"start (\d) of job \d+ ended with (\d+)", text)
   assert told == [("0", "137"), ("1", "75"), ("3", "137"), ("4", "0")], text
   assert not list(run_dir.glob("starts.*"))
@@ -142,7 +143,7 @@ def test_what_has_ended_for_good_is_not_requeued(slurm, experiment, tmp_path):
   until(lambda: lines(run_dir) >= 5)
   said("scancel", number)
   assert ended(number)["JobState"] == "CANCELLED"
-  until(lambda: "is saved" in output(tmp_path, number))
+  until(lambda: "stopped on request after step" in output(tmp_path, number))
   time.sleep(10)  # would it come back, it would by now
   assert job(number)["JobState"] == "CANCELLED" and job(number)["Restarts"] == "0"
 
@@ -173,7 +174,7 @@ def test_an_array_runs_a_line_each_and_no_more_at_once_than_it_may(slurm, experi
   train = f"{sys.executable} -m omnijax.cli train {experiment} --train.steps 10"
   commands.write_text("".join(f"{train} --run-dir 'run {i}' --train.seed {i}\n" for i in range(4)))
   number = sbatch.submit(sbatch.script(name="sweep", command=commands, array=(4, 2)))
-  until(lambda: number not in said("squeue", "-h", "-o", "%F"))
+  until(lambda: number not in said("squeue", "-h", "-o", "%F"), 600)
   spans = []
   for i in range(4):
     run_dir = tmp_path / f"run {i}"
@@ -183,4 +184,13 @@ def test_an_array_runs_a_line_each_and_no_more_at_once_than_it_may(slurm, experi
     spans.append((told[0]["from"], told[-1]["to"]))
   at_once = [sum(a <= begun < b for a, b in spans) for begun, _ in spans]
   assert max(at_once) == 2, spans
-  assert exits.DONE == 0
+
+
+def test_a_task_of_an_array_comes_back_as_itself(slurm, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "commands").write_text("".join(
+    f"bash -c 'echo {i} >> told; mkdir done{i} || exit 0; exit {code}' x --run-dir run{i}\n"
+    for i, code in enumerate((0, 75))))
+  number = sbatch.submit(sbatch.script(name="array", command=tmp_path / "commands", array=(2, 2)))
+  until(lambda: number not in said("squeue", "-h", "-o", "%F"))
+  assert sorted((tmp_path / "told").read_text().split()) == ["0", "1", "1"]

@@ -1,5 +1,6 @@
 #!/bin/bash
 set -eu
+{  # a shell that gets this by a pipe reads all of it before ssh might
 gcloud compute tpus queued-resources describe first --zone=us-east5-a > /dev/null 2>&1 ||
   gcloud compute tpus queued-resources create first --zone=us-east5-a \
     --type=v5p \
@@ -39,6 +40,7 @@ gcloud compute tpus queued-resources ssh first --zone=us-east5-a --node=all --wo
 cat << 'TOLD'
 To look at it, to stop it with everything saved, and to give the TPUs back:
   gcloud compute tpus queued-resources ssh first --zone=us-east5-a --node=all --worker=all --command='tail omnijax-first.log'
-  gcloud compute tpus queued-resources ssh first --zone=us-east5-a --node=all --worker=all --command='pkill -TERM -f omnijax.cli'
+  gcloud compute tpus queued-resources ssh first --zone=us-east5-a --node=all --worker=all --command="pkill -TERM -f '^python3 -m omnijax.cli'"
   gcloud compute tpus queued-resources delete first --zone=us-east5-a --force
 TOLD
+} < /dev/null
