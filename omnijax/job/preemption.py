@@ -1,7 +1,9 @@
 """SIGTERM to any process of a job: all stop at the same place, with everything saved."""
 
+import functools
 import os
 import signal
+from collections.abc import Callable
 
 _EARLY: list[int] = []
 
@@ -17,6 +19,21 @@ def obey_early() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+@functools.cache
+def _ask() -> Callable[[int], bool]:
+  """Jax's question whether it is time to stop, which is ours alone from now on.
+
+  After a SIGTERM jax waits for the question with the number after the last one. orbax asks, too,
+  with the step that it saves, also from a thread of its own: the number to wait for would have
+  passed long before, and the SIGTERM be lost.
+  """
+  from jax.experimental import multihost_utils
+
+  ask = multihost_utils.reached_preemption_sync_point
+  multihost_utils.reached_preemption_sync_point = lambda step: False
+  return ask
+
+
 class Preemption:
   """Whether it is time to stop; without `processes.join` it never is.
 
@@ -25,15 +42,13 @@ class Preemption:
   """
 
   def __init__(self) -> None:
-    self._asked, self._reached = 0, False
+    self._asked, self._reached, self._ask = 0, False, _ask()
 
   def reached(self) -> bool:
     """True from the place on that the processes have agreed on after a SIGTERM to one of them."""
     import jax  # here, as `hold_early` is wanted before jax is there
 
     if not self._reached and jax.distributed.is_initialized():
-      from jax.experimental import multihost_utils
-
       self._asked += 1
-      self._reached = multihost_utils.reached_preemption_sync_point(self._asked)
+      self._reached = self._ask(self._asked)
     return self._reached

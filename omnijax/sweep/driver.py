@@ -195,6 +195,8 @@ class Driver:
     """Takes note of the trials that ended."""
     for trial_id, code in self._engine.ended().items():
       entry, begun = self._manifest[trial_id], self._begun.setdefault(trial_id, _Begun())
+      if code is None:
+        entry.starts, code = entry.starts - 1, exits.AGAIN
       if entry.trial.finished:
         self._end(entry, "done")
       elif trial_id in self._pruned:

@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from omnijax import host
@@ -27,8 +27,9 @@ class Engine(Protocol):
   def start(self, trials: Sequence[trial_lib.Trial]) -> None:
     """Starts them; there is room."""
 
-  def ended(self) -> dict[str, int]:
-    """Those that ended since the last call: id -> exit code, -N for signal N."""
+  def ended(self) -> Mapping[str, int | None]:
+    """Those that ended since the last call: id -> exit code, -N for signal N, None if it never ran.
+    """
 
   def stop(self, trial_ids: Iterable[str]) -> None:
     """Asks them to save and end, as SIGTERM does."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from omnijax.job import exits, sbatch
+from omnijax.sweep import manifest
 from omnijax.sweep import trial as trial_lib
 
 _POLL_S = 5.0  # between questions to SLURM, at least
@@ -69,7 +70,7 @@ class Slurm:
     self._jobs |= {trial.id: f"{job}_{i}" for i, trial in enumerate(trials)}
     trial_lib.replace(self._root / _JOBS, json.dumps(self._jobs, indent=1) + "\n")
 
-  def ended(self) -> dict[str, int]:
+  def ended(self) -> dict[str, int | None]:
     if not self._jobs or time.monotonic() - self._asked < _POLL_S:
       return {}
     queued = self._queued()
@@ -90,19 +91,21 @@ class Slurm:
       return None
     return set(asked.stdout.split()) if asked.returncode == 0 else None
 
-  def _code(self, trial_id: str) -> int:
-    """What the script says that it ended with, if it came to say it."""
-    output = self._root / "trials" / trial_id / trial_lib.OUTPUT
-    said = output.read_text("utf-8", "replace") if output.exists() else ""
-    codes = re.findall(r"^launch: start .* ended with (\d+)", said, re.M)
+  def _code(self, trial_id: str) -> int | None:
+    """What the script says that it ended with, if it came to say it; None if it never began."""
+    output = self._root / manifest.TRIALS / trial_id / trial_lib.OUTPUT
+    if not output.exists():
+      return None
+    codes = re.findall(r"^launch: start .* ended with (\d+)", output.read_text("utf-8", "replace"),
+                       re.M)
     return int(codes[-1]) if codes else exits.AGAIN
 
   def stop(self, trial_ids: Iterable[str]) -> None:
-    for job in (self._jobs[i] for i in trial_ids if i in self._jobs):
-      # Those that wait end by this; those that run save, and are not put into the queue again.
-      _try("scontrol", "update", f"JobId={job}", "Requeue=0")
-      _try("scancel", "--state=PENDING", job)
-      _try("scancel", "--signal=TERM", job)
+    jobs = [self._jobs[i] for i in trial_ids if i in self._jobs]
+    if jobs:  # those that wait end at once; those that run save, and don't get into the queue again
+      _try("scancel", "--state=PENDING", *jobs)
+      _try("scontrol", "update", f"JobId={','.join(jobs)}", "Requeue=0")
+      _try("scancel", "--signal=TERM", *jobs)
 
   def kill(self) -> None:
     if self._jobs:
