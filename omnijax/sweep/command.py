@@ -166,7 +166,8 @@ def _source(manifest: Manifest, swept: space_lib.Space | list[config_lib.Run], o
                        "say; let sweep() return space.grid(...) or space.random(...).")
     space = swept
     objective = Objective(options.objective, [space.run])
-    base = [trial_lib.decisive(space.run), {k: repr(v) for k, v in space.fields.items()}]
+    over = {k: repr(v) for k, v in space.fields.items()}
+    base = [trial_lib.decisive(space.run, chosen=True), over]
     trials = options.trials or space.trials or len(list(space))
   from omnijax.sweep import study
 

@@ -67,6 +67,8 @@ class Manifest:
                        "give each a name of its own.")
     if before is not None and before.listed:
       raise ValueError(f"the run {run.name!r} is in the sweep twice.")
+    if before is not None:
+      _check_same(before.trial, trial)
     entry = dataclasses.replace(before or Entry(trial), trial=trial, listed=True)
     trial.write()
     self._entries[trial.id] = entry
@@ -99,6 +101,14 @@ class Manifest:
       values.append({"id": e.trial.id, "name": e.trial.run.name,
                      "settings": {k: v[i] for k, v in settings.items()}, **plain})
     trial_lib.replace(self.root / FILE, json.dumps({"trials": values}, indent=1) + "\n")
+
+
+def _check_same(before: trial_lib.Trial, now: trial_lib.Trial) -> None:
+  """Raises ValueError for a trial whose settings were others, by what were defaults then."""
+  then, new = trial_lib.decisive(before.run), trial_lib.decisive(now.run)
+  if differ := [f"{k} was {then.get(k)!r} and is {new[k]!r}" for k in new if then.get(k) != new[k]]:
+    raise ValueError(f"{now.dir} has been run by a version with other defaults: "
+                     f"{', '.join(differ)}; set them in the experiment, or use another --dir.")
 
 
 def differences(runs: Sequence[config_lib.Run]) -> dict[str, list[Any]]:

@@ -6,7 +6,7 @@ import json
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,21 +71,33 @@ class Trial:
 
 
 def make(run: config_lib.Run, trials: Path) -> Trial:
-  """The trial of a run among others: its id depends on its name and settings, on nothing else."""
+  """The trial of a run among others: its id depends on its name and settings, on nothing else.
+
+  Of settings, on those that aren't the default: a later version may have more of them.
+  """
   word = re.sub(r"[^A-Za-z0-9._]+", "-", run.name).strip("-.")[:_NAME]
-  return Trial(run, trials / f"{word}-{config_lib.fingerprint(decisive(run))[:8]}")
+  return Trial(run, trials / f"{word}-{config_lib.fingerprint(decisive(run, chosen=True))[:8]}")
 
 
-def decisive(run: config_lib.Run) -> dict[str, Any]:
-  """What the results of a run depend on, as plain values."""
-  out = dataclasses.asdict(run)
-  for name in _FREE:
-    *sections, field = name.split(".")
-    at = out
-    for section in sections:
-      at = at[section]
-    del at[field]
-  return out
+def decisive(run: config_lib.Run, *, chosen: bool = False) -> dict[str, Any]:
+  """What the results of a run depend on, as plain values by dotted name.
+
+  chosen: only what is not the default of its field.
+  """
+  flat = config_lib.flat(dataclasses.asdict(run))
+  left_out = set(_defaults(run, "")) if chosen else set()
+  return {k: v for k, v in flat.items()
+          if k not in left_out and not any(k == f or k.startswith(f"{f}.") for f in _FREE)}
+
+
+def _defaults(value: Any, path: str) -> Iterator[str]:
+  """Dotted names of the fields that have their default."""
+  for field in dataclasses.fields(value):
+    inner = getattr(value, field.name)
+    if dataclasses.is_dataclass(inner):
+      yield from _defaults(inner, f"{path}{field.name}.")
+    elif inner == field.default:
+      yield path + field.name
 
 
 def recent(path: Path) -> list[dict[str, Any]]:

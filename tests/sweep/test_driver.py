@@ -1,5 +1,6 @@
 """A sweep from its runs to all of them done: what is started, again, and not again."""
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -189,6 +190,29 @@ def test_an_id_is_name_and_what_decides_the_result(tmp_path):
   assert len({name(r) for r in [one, *other]}) == len(other) + 1
   assert name(pretend.run("a/b,c=d e" + "x" * 300)).startswith("a-b-c-d-exxx")
   assert len(name(pretend.run("x" * 300))) < 100
+
+
+def test_an_id_stays_when_a_version_has_more_fields(tmp_path, monkeypatch):
+  @dataclasses.dataclass(frozen=True, kw_only=True)
+  class Train(config.Train):
+    flavour: str = "plain"
+
+  one = pretend.run()
+  newer = dataclasses.replace(one, train=Train(**dataclasses.asdict(one.train)))
+  name = lambda run: trial_lib.make(run, tmp_path).id
+  assert name(newer) == name(one)
+  other = dataclasses.replace(newer, train=dataclasses.replace(newer.train, flavour="sweet"))
+  assert name(other) != name(one)
+  # A default that became another is another run.
+  book = manifest_lib.Manifest(tmp_path)
+  book.add(one)
+  book.write()
+  before, field = name(one), config.Optim.__dataclass_fields__["b1"]
+  monkeypatch.setattr(field, "default", 0.5)
+  changed = dataclasses.replace(one, optim=dataclasses.replace(one.optim, b1=0.5))
+  assert name(changed) == before
+  with pytest.raises(ValueError, match="other defaults: optim.b1 was 0.9 and is 0.5; set them in"):
+    manifest_lib.Manifest(tmp_path).add(changed)
 
 
 def test_two_runs_of_one_name_are_refused(tmp_path):
