@@ -60,8 +60,9 @@ def sweep() -> space.Space:
     base, data=dataclasses.replace(base.data, heldout=("quickstart_run/records/heldout",)),
     train=dataclasses.replace(base.train, steps=200, save_every=100),
     eval=config.Eval(every=20, batches=8))
-  return space.grid(base, {"optim.muon_lr": (0.005, 0.02, 0.08), "optim.peak_lr": (1e-3, 3e-3),
-                           "model.rope_theta": (10.0, 10_000.0)})
+  return space.random(base, {"optim.muon_lr": space.LogUniform(0.002, 0.2),
+                             "optim.peak_lr": space.LogUniform(3e-4, 3e-2),
+                             "model.rope_theta": (10.0, 10_000.0)}, trials=12)
 
 
 def manifests(folder: Path) -> None:

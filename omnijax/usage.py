@@ -95,11 +95,11 @@ are worse than others at the same step (extra `optuna`):
 
   omnijax sweep experiments/quickstart.py --dir sweeps/tpe --optuna tpe --trials 20 --pruner median
 
-DIR gets manifest.json (ids, settings, states), trials/ID as `omnijax train` makes them,
-results.csv, and report.html with curves and final losses of each modality. A trial that is killed
-is started again, and resumes. Ctrl-C or SIGTERM makes all trials save and end; no local trial
-outlives this command. Exit codes: 0 all done, 1 some failed, 2 bad input, 75 stopped by SIGTERM,
-130 by Ctrl-C.
+DIR gets manifest.json (ids, settings, states), trials/ID as `omnijax train` makes them (also for
+`tensorboard --logdir DIR/trials`), results.csv, and report.html with curves and final losses of
+each modality. A trial that is killed is started again, and resumes. Ctrl-C or SIGTERM makes all
+trials save and end; no local trial outlives this command. Exit codes: 0 all done, 1 some failed, 2
+bad input, 75 stopped by SIGTERM, 130 by Ctrl-C.
 
 Engines: local processes; ray, on the cluster of RAY_ADDRESS or one on this machine (extra `ray`);
 slurm, arrays of jobs, whose partition and time come from SBATCH_PARTITION, SBATCH_TIMELIMIT and

@@ -100,7 +100,8 @@ class Driver:
     """Until every trial has ended, or until asked to stop.
 
     Raises:
-      KeyboardInterrupt, Again: it was asked to stop by Ctrl-C, by SIGTERM; all trials have saved.
+      KeyboardInterrupt: it was stopped by Ctrl-C, and all trials have saved.
+      Again: by SIGTERM or a hang-up, the same.
     """
     passed_on = 0
     with self._signals():
@@ -129,7 +130,8 @@ class Driver:
       self._asked.append(number)
       self._wake.set()
 
-    before = {n: signal.signal(n, note) for n in (signal.SIGTERM, signal.SIGINT)}
+    before = {n: signal.signal(n, note) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+              if signal.getsignal(n) != signal.SIG_IGN}  # as under nohup
     try:
       yield
     except BaseException:

@@ -1,6 +1,7 @@
 """`omnijax sweep` as people call it: real trials, killed and gone on with, and what it refuses."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 import tiny
 
 from omnijax import cli, config
+from omnijax import experiment as experiment_lib
 from omnijax.sweep import command, space
 
 ROOT = Path(__file__).parents[2]
@@ -152,6 +154,14 @@ def test_how_it_ends(experiment, tmp_path, capfd, monkeypatch, state):
     made = config.from_json((folder / "experiment.json").read_text())
     assert made.train.steps == 7 and made.train.seed == entry["settings"]["train.seed"]
   assert (tmp_path / "sweeps" / "exp" / "report.html").exists()
+
+
+def test_the_quickstarts_sweep_is_of_the_quickstarts_model():
+  runs = list(command.load(ROOT / "experiments" / "quickstart.py"))
+  one = experiment_lib.load(ROOT / "experiments" / "quickstart.py")
+  assert len(runs) == len({r.name for r in runs}) == 12
+  assert {dataclasses.replace(r.model, rope_theta=10.0) for r in runs} == {one.model}
+  assert all(r.eval.every and r.data.heldout and r.data.sources == one.data.sources for r in runs)
 
 
 def test_fields_are_changed_for_all():

@@ -115,7 +115,7 @@ def test_what_the_sweeper_did_not_see_end_is_seen(tmp_path):
 
 
 @pytest.mark.parametrize(("number", "raises"), [
-  (signal.SIGTERM, exits.Again), (signal.SIGINT, KeyboardInterrupt)])
+  (signal.SIGTERM, exits.Again), (signal.SIGINT, KeyboardInterrupt), (signal.SIGHUP, exits.Again)])
 def test_asked_to_stop_all_save_and_the_next_call_goes_on(tmp_path, number, raises):
   made = runs()
 
@@ -135,6 +135,20 @@ def test_asked_to_stop_all_save_and_the_next_call_goes_on(tmp_path, number, rais
     ("waiting", 1, 4), ("waiting", 1, 4), ("waiting", 0, -1), ("waiting", 0, -1)]
   book, _ = sweep(tmp_path, pretend.Engine(), made)
   assert states(book) == [("done", 2), ("done", 2), ("done", 1), ("done", 1)]
+
+
+def test_a_hang_up_is_nothing_under_nohup(tmp_path):
+  class Hung(pretend.Engine):
+    def ended(self):
+      os.kill(os.getpid(), signal.SIGHUP)
+      return super().ended()
+
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  try:
+    book, _ = sweep(tmp_path, Hung(), runs())
+  finally:
+    signal.signal(signal.SIGHUP, before)
+  assert states(book) == [("done", 1)] * 4
 
 
 def test_asked_twice_it_waits_for_nobody(tmp_path):
