@@ -73,12 +73,7 @@ def run(path: Path, fields: Sequence[str], options: Options, prog: str) -> None:
     source, objective = _source(manifest, swept, options)
     runner = _engine(options, manifest.root)
     stack.callback(runner.close)
-    for entry in manifest.listed:
-      if entry.trial.id in runner.found:
-        entry.state = "running"
-      elif entry.state in ("running", "failed"):  # or were, when the sweep ended
-        entry.state = "waiting"
-    manifest.write()
+    manifest.begin(runner.found)
     title = f"sweep of {path.stem}"
     try:
       with Display(objective) as show:
