@@ -195,7 +195,6 @@ def _tell(manifest: Manifest, show: Display, options: Options) -> None:
   done = sum(e.trial.finished for e in entries)
   show.say(f"{options.dir}: {len(entries)} trials"
            + (f", {done} of them done before" if done else "")
-           + (f", up to {options.trials or ''} with --optuna {options.optuna}" if options.optuna
-              else ""))
+           + (f", chosen by {options.optuna}" if options.optuna else ""))
   if manifest.left:
     show.say(f"no longer in the sweep, and kept: {', '.join(e.trial.id for e in manifest.left)}")
