@@ -73,12 +73,7 @@ def run(path: Path, fields: Sequence[str], options: Options, prog: str) -> None:
     source, objective = _source(manifest, swept, options)
     runner = _engine(options, manifest.root)
     stack.callback(runner.close)
-    for entry in manifest.listed:
-      if entry.trial.id in runner.found:
-        entry.state = "running"
-      elif entry.state in ("running", "failed"):  # or were, when the sweep ended
-        entry.state = "waiting"
-    manifest.write()
+    manifest.begin(runner.found)
     title = f"sweep of {path.stem}"
     try:
       with Display(objective) as show:
@@ -200,7 +195,6 @@ def _tell(manifest: Manifest, show: Display, options: Options) -> None:
   done = sum(e.trial.finished for e in entries)
   show.say(f"{options.dir}: {len(entries)} trials"
            + (f", {done} of them done before" if done else "")
-           + (f", up to {options.trials or ''} with --optuna {options.optuna}" if options.optuna
-              else ""))
+           + (f", chosen by {options.optuna}" if options.optuna else ""))
   if manifest.left:
     show.say(f"no longer in the sweep, and kept: {', '.join(e.trial.id for e in manifest.left)}")

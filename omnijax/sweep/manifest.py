@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,6 +73,18 @@ class Manifest:
     trial.write()
     self._entries[trial.id] = entry
     return entry
+
+  def begin(self, found: Collection[str]) -> None:
+    """Makes states those of now: what failed is tried again, and what ran has ended.
+
+    found: ids of trials that are running all the same.
+    """
+    for entry in self.listed:
+      if entry.trial.id in found:
+        entry.state = "running"
+      elif entry.state in ("running", "failed"):
+        entry.state = "waiting"
+    self.write()
 
   def get(self, run: config_lib.Run) -> Entry | None:
     """The entry of a run, if there is one."""

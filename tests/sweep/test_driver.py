@@ -34,8 +34,7 @@ def sweep(root, engine, made, restarts=2):
   book = manifest_lib.Manifest(root)
   for run in made:
     book.add(run)
-  for entry in book.listed:
-    entry.state = "waiting" if entry.state in ("running", "failed") else entry.state
+  book.begin(())
   show = pretend.Show()
   objective = figures.Objective(None, made)
   driver.Driver(book, engine, driver.Listed(objective), show, restarts=restarts).run()
@@ -149,6 +148,19 @@ def test_a_hang_up_is_nothing_under_nohup(tmp_path):
   finally:
     signal.signal(signal.SIGHUP, before)
   assert states(book) == [("done", 1)] * 4
+
+
+def test_who_is_found_running_is_waited_for(tmp_path):
+  made, engine = runs(), pretend.Engine(room=3)
+  book = manifest_lib.Manifest(tmp_path)
+  for run in made:
+    book.add(run)
+  engine._running[book.listed[2].trial.id] = book.listed[2].trial
+  engine.started.append(made[2].name)
+  book.begin([book.listed[2].trial.id])
+  driver.Driver(book, engine, driver.Listed(figures.Objective(None, made)), pretend.Show(),
+                restarts=0).run()
+  assert states(book) == [("done", 1), ("done", 1), ("done", 0), ("done", 1)]
 
 
 def test_asked_twice_it_waits_for_nobody(tmp_path):

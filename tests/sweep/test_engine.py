@@ -90,6 +90,20 @@ def test_trials_are_stopped_one_by_one_and_all_at_once(trials):
   assert not alive(pid)
 
 
+def test_a_gpu_is_free_again_when_its_trial_has_ended(trials, monkeypatch):
+  monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+  monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+  monkeypatch.setattr(engine, "_plugin", lambda: True)
+  local = engine.Local()
+  local.start(trials[:2])
+  assert [got(t)["env"]["CUDA_VISIBLE_DEVICES"] for t in trials[:2]] == ["4", "7"]
+  local.stop([trials[1].id])
+  until(local.ended)
+  local.start(trials[2:3])
+  assert got(trials[2])["env"]["CUDA_VISIBLE_DEVICES"] == "7"
+  local.close()
+
+
 def test_a_trial_is_a_job_of_its_own(trials, monkeypatch):
   for name in engine._NOT_MINE:
     monkeypatch.setenv(name, "7")

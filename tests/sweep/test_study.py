@@ -39,8 +39,7 @@ def sweep(root, engine, over, sampler="tpe", pruner="", trials=8, seed=0):
     book, objective, space=over if asked else None, sampler=sampler if asked else "",
     base=[over.run.name, over.run.train.steps] if asked else "", pruner=pruner, trials=trials,
     seed=seed)
-  for entry in book.listed:
-    entry.state = "waiting" if entry.state in ("running", "failed") else entry.state
+  book.begin(())
   driver.Driver(book, engine, source, pretend.Show(), restarts=1).run()
   return book, source
 
