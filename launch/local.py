@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from omnijax import host
-from omnijax.job import exits
+from omnijax.job import exits, saved
 
 LEAVE_S = 30  # for the others to end by themselves after the first did
 
@@ -63,9 +63,12 @@ def spawn(command: Sequence[str], index: int, variables: Mapping[str, str], *,
                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                              stderr=subprocess.STDOUT, start_new_session=True)
 
+  assert process.stdout is not None
+  said = process.stdout
+
   def pump() -> None:
-    with process.stdout as out:  # type: ignore[union-attr]
-      for line in out:
+    with said:
+      for line in said:
         if lines is not None:
           lines.append(line.rstrip("\n"))
           continue
@@ -131,11 +134,6 @@ def verdict(codes: Sequence[int]) -> int | None:
   return exits.DONE if not any(codes) else None
 
 
-def _newest(directory: Path | None) -> int:
-  steps = (directory / "checkpoints").glob("*") if directory is not None else ()
-  return max((int(p.name) for p in steps if p.name.isdigit()), default=-1)
-
-
 class Started(Protocol):
   """All processes of one try, wherever they run."""
 
@@ -166,8 +164,9 @@ def run(start: Callable[[], Started], restarts: int, directory: Path | None) -> 
     if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
       signal.signal(number, stop)
   tries = 0
+  newest = lambda: saved.newest(directory) if directory is not None else -1
   while True:
-    before = _newest(directory)
+    before = newest()
     started[:] = [start()]
     if asked:  # while it started
       started[0].send(signal.SIGTERM)
@@ -176,7 +175,7 @@ def run(start: Callable[[], Started], restarts: int, directory: Path | None) -> 
     code = verdict(codes)
     if code is not None or asked:
       return code if code is not None else exits.AGAIN
-    tries = 1 if _newest(directory) > before else tries + 1
+    tries = 1 if newest() > before else tries + 1
     told = ", ".join(f"{i}: {c}" for i, c in enumerate(codes))
     if tries > restarts:
       print(f"launch: processes ended with {told}; {tries} starts brought no new checkpoint",

@@ -17,6 +17,12 @@ PACKAGED = "packaged"
 # What a layer of the trunk makes, by the names that `Model.saved` and `Model.offloaded` take.
 ACTIVATIONS = ("input", "query", "key", "value", "attention", "attended", "gate", "up")
 
+# Fields by which the same is computed in another way, or more of it kept.
+INCIDENTAL = ("mesh.data", "mesh.fsdp", "mesh.context", "mesh.expert", "mesh.tensor",
+              "data.workers", "data.read_threads", "data.prefetch", "train.log_every",
+              "train.save_every", "train.keep", "train.keep_every", "train.keep_best",
+              "train.replicas_every", "train.sample_every", "train.stuck_after_s")
+
 
 def _positive(owner: object, *names: str) -> None:
   for name in names:
@@ -346,7 +352,9 @@ def to_json(run: Run) -> str:
 
 
 def flat(tree: Any, path: str = "") -> dict[str, Any]:
-  """Dicts within dicts as one, by dotted path."""
+  """Dicts within dicts, or dataclasses within dataclasses, as one dict by dotted path."""
+  if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+    tree = dataclasses.asdict(tree)
   if not isinstance(tree, dict):
     return {path: tree}
   return {k: v for key, value in tree.items()

@@ -118,12 +118,12 @@ def changed(run: config_lib.Run, settings: Mapping[str, Any]) -> config_lib.Run:
   return _changed(run, {name: fitting(run, name, value) for name, value in settings.items()})
 
 
-def _changed(value: T, settings: Mapping[str, Any]) -> T:
+def _changed(value: Any, settings: Mapping[str, Any]) -> Any:
   parts: dict[str, Any] = {}
   for name, new in settings.items():
     first, _, rest = name.partition(".")
     parts.setdefault(first, {})[rest] = new
-  return dataclasses.replace(value, **{  # type: ignore[type-var]
+  return dataclasses.replace(value, **{
     k: v[""] if "" in v else _changed(getattr(value, k), v) for k, v in parts.items()})
 
 

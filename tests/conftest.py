@@ -1,12 +1,23 @@
 """Eight CPU devices for every test, whatever the machine has; set before anything imports jax."""
 
+import atexit
 import os
+import shutil
+import signal
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # The tests' models are so small that compiling them is most of the work: without the backend's
 # optimisation passes it takes a third of the time, and the numbers stay within every tolerance.
 os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "")
                            + " --xla_backend_optimization_level=0").strip()
+
+# Programs are compiled once for all tests, their processes, and those that they start.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  _cache = tempfile.mkdtemp(prefix="omnijax_")
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+  atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import jax
 import pytest
@@ -23,3 +34,13 @@ def mesh():
 
   with jax.set_mesh(sharding.make_mesh(config.Mesh(data=1, fsdp=1))) as one:
     yield one
+
+
+@pytest.fixture
+def foreground():
+  """SIGINT and SIGHUP as on a terminal: who runs the tests in the background ignores them."""
+  heed = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+  before = {number: signal.signal(number, handler) for number, handler in heed.items()}
+  yield
+  for number, handler in before.items():
+    signal.signal(number, handler)

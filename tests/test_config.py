@@ -155,3 +155,8 @@ def test_experiments_match_their_goldens(path):
   assert config.to_json(run) == golden.read_text("utf-8"), (
     f"{path.name} describes another run than {golden.name}; if that is meant, run "
     "UPDATE_GOLDEN=1 pytest and commit the change of the golden file with it.")
+
+
+def test_what_does_not_count_are_fields():
+  run = experiment.load(EXPERIMENTS[0])
+  assert {*config.INCIDENTAL} < {*config.flat(run)}

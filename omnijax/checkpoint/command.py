@@ -12,7 +12,8 @@ from rich.table import Table
 
 from omnijax import config
 from omnijax.checkpoint import identity as identity_lib
-from omnijax.checkpoint import manifest, reader
+from omnijax.checkpoint import manifest
+from omnijax.job import saved
 
 PARTS = ("model", "training")
 
@@ -26,7 +27,7 @@ def steps_of(directory: Path) -> list[Path]:
   if directory.name.isdigit() and directory.is_dir():
     return [directory]
   inside = directory / "checkpoints" if (directory / "checkpoints").is_dir() else directory
-  found = [inside / str(step) for step in reader.steps(inside)]
+  found = [inside / str(step) for step in saved.steps(inside)]
   if not found:
     raise FileNotFoundError(f"no checkpoint in {inside}; name a run, its checkpoints or one step.")
   return found

@@ -14,6 +14,7 @@ from omnijax.checkpoint import arrays as arrays_lib
 from omnijax.checkpoint import identity as identity_lib
 from omnijax.checkpoint import manifest
 from omnijax.checkpoint.identity import Identity
+from omnijax.job.saved import steps
 from omnijax.model.transformer import Omni
 from omnijax.tokenizers import load as tokenizers_lib
 from omnijax.tokenizers.load import Tokenizers
@@ -21,11 +22,6 @@ from omnijax.train import optim
 from omnijax.train import state as state_lib
 
 _log = logging.getLogger("omnijax")
-
-
-def steps(directory: Path) -> list[int]:
-  """Of the whole checkpoints in a run's `checkpoints` directory, in order."""
-  return sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit())
 
 
 def read_identity(directory: Path) -> tuple[int, Identity]:

@@ -124,7 +124,7 @@ def changed(swept: space_lib.Space | list[config_lib.Run], fields: Sequence[str]
   made = experiment_lib.override(runs[0], fields, prog)
   given = [f.split("=")[0].removeprefix("--").replace("-", "_") for f in fields
            if f.startswith("--")]
-  flat = config_lib.flat(dataclasses.asdict(made))
+  flat = config_lib.flat(made)
   new = {name: flat[name] for name in given}
   over = swept.fields if isinstance(swept, space_lib.Space) else results.differences(runs)
   for name in given:

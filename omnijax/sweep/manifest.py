@@ -125,7 +125,7 @@ def _check_same(before: trial_lib.Trial, now: trial_lib.Trial) -> None:
 
 def differences(runs: Sequence[config_lib.Run]) -> dict[str, list[Any]]:
   """Fields in which runs differ, by dotted name, with the value of each run; names are left out."""
-  flat = [config_lib.flat(dataclasses.asdict(run)) for run in runs]
+  flat = [config_lib.flat(run) for run in runs]
   names = dict.fromkeys(k for values in flat for k in values if k != "name")
   columns = {k: [values[k] for values in flat] for k in names}
   return {k: column for k, column in columns.items() if any(v != column[0] for v in column)}

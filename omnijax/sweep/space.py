@@ -117,10 +117,11 @@ class Space:
     return (self.make(dict(zip(self.fields, values, strict=True))) for values in drawn)
 
   def _grid(self) -> Iterator[tuple[Any, ...]]:
-    if ranges := [n for n, v in self.fields.items() if isinstance(v, Range)]:
+    values = {n: v for n, v in self.fields.items() if not isinstance(v, Range)}
+    if ranges := sorted({*self.fields} - {*values}):
       raise ValueError(f"{', '.join(ranges)}: a grid wants values one by one, such as (1e-3, "
                        "3e-3); space.random draws from ranges.")
-    return itertools.product(*self.fields.values())  # type: ignore[arg-type]
+    return itertools.product(*values.values())
 
   def _random(self, trials: int) -> Iterator[tuple[Any, ...]]:
     draw, seen = random_lib.Random(self._seed), set()
@@ -202,8 +203,7 @@ def _told(run: config_lib.Run, name: str, value: Any, short: str) -> str:
   """A setting in the name of a run: name=value; of a section, what is other than in the run."""
   if not dataclasses.is_dataclass(value):
     return f"{short}={shown(value)}"
-  mine, theirs = (config_lib.flat(dataclasses.asdict(v))  # type: ignore[arg-type]
-                  for v in (value, getattr(run, name)))
+  mine, theirs = (config_lib.flat(v) for v in (value, getattr(run, name)))
   differ = [f"{k}={shown(v)}" for k, v in mine.items() if v != theirs.get(k)]
   return ",".join(differ) or f"{short}=same"
 

@@ -11,13 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from omnijax import config as config_lib
+from omnijax.job import saved
 
 EXPERIMENT, OUTPUT = "experiment.json", "output.txt"
-# What decides how a run is computed, and not what: it changes neither its results nor its id.
-_FREE = ("mesh", "data.workers", "data.read_threads", "data.prefetch", "train.log_every",
-         "train.save_every", "train.keep", "train.keep_every", "train.keep_best",
-         "train.replicas_every", "train.sample_every",
-         "train.stuck_after_s")
 _TAIL = 1 << 14  # bytes, which have some lines of metrics
 _NAME = 80  # characters of a name that its directory shows
 
@@ -48,8 +44,7 @@ class Trial:
   @property
   def saved(self) -> int:
     """Steps that the newest whole checkpoint has; -1 without one."""
-    return max((int(p.name) for p in (self.dir / "checkpoints").glob("*") if p.name.isdigit()),
-               default=-1)
+    return saved.newest(self.dir)
 
   @property
   def finished(self) -> bool:
@@ -84,10 +79,8 @@ def decisive(run: config_lib.Run, *, chosen: bool = False) -> dict[str, Any]:
 
   chosen: only what is not the default of its field.
   """
-  flat = config_lib.flat(dataclasses.asdict(run))
-  left_out = set(_defaults(run, "")) if chosen else set()
-  return {k: v for k, v in flat.items()
-          if k not in left_out and not any(k == f or k.startswith(f"{f}.") for f in _FREE)}
+  left_out = {*config_lib.INCIDENTAL, *(_defaults(run, "") if chosen else ())}
+  return {k: v for k, v in config_lib.flat(run).items() if k not in left_out}
 
 
 def _defaults(value: Any, path: str) -> Iterator[str]:

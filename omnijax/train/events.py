@@ -6,20 +6,15 @@ mixture or batch size changed, still has an order of its data that only depends 
 settings, the step, and its events.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from omnijax import config as config_lib
-from omnijax import sharding
 
 Event = dict[str, Any]
 
-# They don't change what is computed, or only the length of it: they may change at any time.
-_FREE = {"train": ("steps", "log_every", "save_every", "keep", "keep_every", "keep_best",
-                   "sample_every", "replicas_every", "stuck_after_s"),
-         "data": ("workers", "read_threads", "prefetch"), "eval": ("every", "batches"),
-         "mesh": sharding.AXES}
+# They may change at any time.
+_FREE = (*config_lib.INCIDENTAL, "train.steps", "eval.every", "eval.batches")
 # A change of these is an event of the run, if that is what is wanted.
 _MAY_CHANGE = ("data", "loss", "optim")
 
@@ -59,8 +54,7 @@ def changed(events: Sequence[Event], step: int, before: config_lib.Run, now: con
 def settings(before: config_lib.Run, now: config_lib.Run, *, refused: bool = False
              ) -> dict[str, list[Any]]:
   """Old and new value of settings that differ: of those that may change, or of all others."""
-  old, new = (config_lib.flat(dataclasses.asdict(run)) for run in (before, now))
-  free = {f"{section}.{field}" for section, fields in _FREE.items() for field in fields}
+  old, new = (config_lib.flat(run) for run in (before, now))
   return {k: [old.get(k), new.get(k)] for k in {**old, **new}
-          if k not in free and old.get(k) != new.get(k)
+          if k not in _FREE and old.get(k) != new.get(k)
           and (k.split(".")[0] in _MAY_CHANGE) != refused}

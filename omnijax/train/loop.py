@@ -1,7 +1,7 @@
 """The life of a run, top to bottom: resolve, resume, step, log, evaluate, sample, save.
 
 Order of resuming: the newest whole checkpoint of the run directory, else a fresh state from the
-seed. The position in the data is the step, and what was left out before it.
+seed. The position in the data follows from the step and the run's events.
 """
 
 import contextlib

@@ -125,7 +125,7 @@ def test_no_process_outlives_a_launcher_that_is_killed(launched):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_what_ends_the_launcher_ends_its_processes_in_order(launched, number):
+def test_what_ends_the_launcher_ends_its_processes_in_order(foreground, launched, number):
   launcher, pids = launched(ENDLESS)
   until(lambda: len(list(pids.iterdir())) == 2, 60)
   os.killpg(launcher.pid, number)  # as a terminal does

@@ -40,9 +40,7 @@ def sweep(records, tmp_path):
   (tmp_path / "exp.py").write_text(EXPERIMENT.format(str(tmp_path / "run.json")))
   env = os.environ | {
     "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "RAY_ADDRESS": "local",
-    "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "RAY_ADDRESS": "local"}
 
   def start(engine, *given):
     words = [sys.executable, "-m", "omnijax.cli", "sweep", str(tmp_path / "exp.py"), "--dir",

@@ -115,7 +115,7 @@ def test_what_the_sweeper_did_not_see_end_is_seen(tmp_path):
 
 @pytest.mark.parametrize(("number", "raises"), [
   (signal.SIGTERM, exits.Again), (signal.SIGINT, KeyboardInterrupt), (signal.SIGHUP, exits.Again)])
-def test_asked_to_stop_all_save_and_the_next_call_goes_on(tmp_path, number, raises):
+def test_asked_to_stop_all_save_and_the_next_call_goes_on(tmp_path, foreground, number, raises):
   made = runs()
 
   class Asked(pretend.Engine):

@@ -141,6 +141,7 @@ def test_no_trial_outlives_a_sweeper_that_is_killed(trials, tmp_path):
   ("0,1", None, 1, 1, [("0", None)]),
   ("0,1", None, 4, 4, [("0", "0.450"), ("1", "0.450"), ("0", "0.450"), ("1", "0.450")])])
 def test_trials_share_gpus_out(monkeypatch, visible, devices, jobs, room, want):
+  monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
   monkeypatch.delenv("JAX_PLATFORMS", raising=False)
   monkeypatch.setattr(engine, "_plugin", lambda: True)
