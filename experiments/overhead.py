@@ -97,7 +97,7 @@ def main() -> int:
   # The first has them, the second has not, and so on: each but the first lies between two without.
   on, off = took[2::2], took[1::2]
   ratios = [2 * here / (before + after) - 1
-            for here, before, after in zip(on, off, off[1:], strict=True)]
+            for here, before, after in zip(on, off[:-1], off[1:], strict=True)]
   device = jax.devices()[0]
   result = {
     "overhead": statistics.median(ratios), "least": min(ratios), "most": max(ratios),
