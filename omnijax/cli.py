@@ -16,6 +16,7 @@ from typing import Any
 
 from omnijax import __version__, config, experiment, host, usage
 from omnijax.arguments import Parser, command
+from omnijax.data import arguments as prepare_arguments
 from omnijax.job import exits
 from omnijax.sweep import arguments as sweep_arguments
 
@@ -101,11 +102,7 @@ def _parser() -> argparse.ArgumentParser:
                  help="directory to write (default: %(default)s)")
 
   p = command(commands, "prepare", _prepare, usage.PREPARE)
-  p.add_argument("manifest", metavar="MANIFEST", type=Path, help="JSONL file")
-  p.add_argument("--out", type=Path, required=True, help="directory to write")
-  p.add_argument("--strict", action="store_true", help="stop at the first bad item")
-  p.add_argument("--processes", type=int, metavar="N",
-                 help="processes that decode files (default: by cores and work)")
+  prepare_arguments.add(p)
   for kind in _MODALITIES:
     p.add_argument(f"--tokenizers.{kind}", dest=kind, default=config.PACKAGED, metavar="DIR",
                    help=f"{kind} tokenizer (default: %(default)s)")
@@ -243,12 +240,14 @@ def _quickstart(args: argparse.Namespace, _: list[str]) -> None:
 
 
 def _prepare(args: argparse.Namespace, _: list[str]) -> None:
-  from omnijax.data import encode, prepare
+  from omnijax.data import encode, local, prepare, ray_engine
   from omnijax.tokenizers import load
 
-  loaded = load.load_all(config.Tokenizers(text=args.text, image=args.image, audio=args.audio))
-  prepare.prepare(args.manifest, args.out, tokenizers=encode.Tokenizers(*loaded),
-                  strict=args.strict, processes=args.processes)
+  settings = config.Tokenizers(text=args.text, image=args.image, audio=args.audio)
+  prepare.prepare(
+    args.source, args.out, tokenizers=encode.Tokenizers(*load.load_all(settings)),
+    choices=prepare.Choices(args.image_size, args.heldout, args.dedup), strict=args.strict,
+    engine=ray_engine.Ray if args.engine == "ray" else local.Local, processes=args.processes)
 
 
 def _tokenizer_train(args: argparse.Namespace, fields: list[str]) -> None:

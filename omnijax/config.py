@@ -5,12 +5,13 @@ below this file have no defaults: a field that nobody reads is a bug that a test
 """
 
 import dataclasses
-import hashlib
 import json
-import types
 import typing
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
+
+from omnijax.config_json import build
+from omnijax.config_json import fingerprint as fingerprint
+from omnijax.config_json import flat as flat
 
 PACKAGED = "packaged"
 
@@ -150,6 +151,7 @@ class Tasks:
   draw: float = 1.0  # text, then image
   transcribe: float = 1.0  # audio that is listened to, then its transcript
   speak: float = 1.0  # transcript, then audio that is spoken
+  follow: float = 1.0  # audio that is listened to, its timed words written meanwhile
 
   def __post_init__(self) -> None:
     odds = dataclasses.asdict(self)
@@ -178,6 +180,8 @@ class Data:
   acoustic_delay: int = 1
   # Frames by which spoken audio lags its text (the inner monologue).
   text_delay: int = 0
+  # Frames by which words that are written while they are heard lag their beginning.
+  follow_delay: int = 6
   # Share of drawings made without any words and speech, for classifier-free guidance.
   caption_dropout: float = 0.1
   # Share of the codes of what is heard hidden in training, lest voices be learned by heart.
@@ -202,7 +206,8 @@ class Data:
     if self.frames > self.positions:
       raise ValueError(f"Data.frames is {self.frames}, more than Data.positions "
                        f"{self.positions}: a frame needs a position; lower frames.")
-    names = ("documents", "acoustic_delay", "text_delay", "workers", "read_threads")
+    names = ("documents", "acoustic_delay", "text_delay", "follow_delay", "workers",
+             "read_threads")
     if below := {name: getattr(self, name) for name in names if getattr(self, name) < 0}:
       raise ValueError(f"Data has {below}; none of them may be below 0.")
 
@@ -351,50 +356,10 @@ def to_json(run: Run) -> str:
   return json.dumps(dataclasses.asdict(run), indent=2) + "\n"
 
 
-def flat(tree: Any, path: str = "") -> dict[str, Any]:
-  """Dicts within dicts, or dataclasses within dataclasses, as one dict by dotted path."""
-  if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-    tree = dataclasses.asdict(tree)
-  if not isinstance(tree, dict):
-    return {path: tree}
-  return {k: v for key, value in tree.items()
-          for k, v in flat(value, f"{path}.{key}" if path else str(key)).items()}
-
-
 def from_json(text: str) -> Run:
   """Reads what `to_json` wrote.
 
   Raises:
     ValueError: an unknown or missing field, named with its path.
   """
-  return _build(Run, json.loads(text), "run")
-
-
-def fingerprint(value: Any) -> str:
-  """16 hex digits that change when anything in a dataclass or JSON value changes."""
-  plain = value
-  if dataclasses.is_dataclass(value) and not isinstance(value, type):
-    plain = dataclasses.asdict(value)
-  text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _build(cls: Any, values: Mapping[str, Any], path: str) -> Any:
-  fields = {f.name: f for f in dataclasses.fields(cls)}
-  unknown = sorted(set(values) - set(fields))
-  if unknown:
-    raise ValueError(f"{path} has the unknown field(s) {unknown}; known are {sorted(fields)}.")
-  hints = typing.get_type_hints(cls)
-  out = {}
-  for name, value in values.items():
-    kind = hints[name]
-    if dataclasses.is_dataclass(kind):
-      out[name] = _build(kind, value, f"{path}.{name}")
-    elif typing.get_origin(kind) is tuple or isinstance(kind, types.GenericAlias):
-      out[name] = tuple(value)
-    else:
-      out[name] = value
-  try:
-    return cls(**out)
-  except TypeError as error:
-    raise ValueError(f"{path} can't be read: {error}.") from error
+  return build(Run, json.loads(text), "run")

@@ -4,7 +4,7 @@ PATH = """\
 Trains, and then runs, one Transformer that natively reads and writes text, images and speech.
 
   omnijax quickstart --dir quickstart_run         the whole path on small real data, minutes
-  omnijax prepare MANIFEST --out DATA             raw files -> tokenised records
+  omnijax prepare SOURCE --out DATA               raw files -> tokenised records
   omnijax train EXPERIMENT --run-dir RUN          records -> a trained model
   omnijax sweep EXPERIMENT                        many runs, begun again and compared as one
   omnijax generate RUN --text "..." --to image    a trained model -> text, a picture or sound
@@ -25,13 +25,17 @@ omnijax, and judges all six directions between text, images and speech. Run agai
 Writes DIR/report.html (curves, pictures, playable sound) and DIR/report.json (all figures).
 """
 PREPARE = """\
-Tokenises the documents of a manifest into a directory of records, which training reads. One JSON
-object a line; paths are relative to the manifest:
-
-  {"parts": [{"text": "a red bus"}, {"image": "bus.png"}]}
-  {"parts": [{"audio": "hello.wav", "transcript": "hello"}]}
+Tokenises the documents of a source into a directory of records, which training reads.
 
   omnijax prepare captions.jsonl --out data/captions
+
+SOURCE is JSON lines, paths relative to their file:
+    {"parts": [{"text": "a red bus"}, {"image": "bus.png"}]}
+    {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}
+    {"text": "..."}  or  {"audio": "hello.wav", "text": "hello"}
+  a text, or a folder of texts;
+  WebDataset shards (.tar), or Parquet tables as on Hugging Face, or a folder of them;
+  or a folder where cat.png and cat.txt, hello.flac and hello.txt belong together.
 
 A bad item is counted, named in OUT/rejects.jsonl and skipped. Run again to resume.
 """

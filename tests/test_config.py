@@ -94,7 +94,7 @@ def test_bad_values_are_named(section, values, message):
 
 def test_odds_of_tasks():
   with pytest.raises(ValueError, match="at least one above 0"):
-    config.Tasks(plain=0, caption=0, draw=0, transcribe=0, speak=0)
+    config.Tasks(plain=0, caption=0, draw=0, transcribe=0, speak=0, follow=0)
   with pytest.raises(ValueError, match="odds must be >= 0"):
     config.Tasks(draw=-1.0)
 

@@ -15,8 +15,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # A module may import modules of its own layer and of those before it. The longest prefix counts.
 LAYERS = (
-  ("omnijax", "omnijax.config", "omnijax.host", "omnijax.usage", "omnijax.arguments",
-   "omnijax.job"),
+  ("omnijax", "omnijax.config", "omnijax.config_json", "omnijax.host", "omnijax.usage",
+   "omnijax.arguments", "omnijax.job"),
   ("omnijax.vocab", "omnijax.sharding", "omnijax.kernels", "omnijax.experiment"),
   ("omnijax.tokenizers",),
   ("omnijax.data", "omnijax.model"),

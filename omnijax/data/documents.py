@@ -22,14 +22,16 @@ _TURN = {USER: vocab_lib.USER, ASSISTANT: vocab_lib.ASSISTANT}
 
 # Tasks, in the order of config.Tasks.
 TASKS = tuple(f.name for f in dataclasses.fields(config_lib.Tasks))
-PLAIN, CAPTION, DRAW, TRANSCRIBE, SPEAK = range(len(TASKS))
+PLAIN, CAPTION, DRAW, TRANSCRIBE, SPEAK, FOLLOW = range(len(TASKS))
 
 # One row for each part: where its ids or codes lie, and its size.
 PART = np.dtype([
   ("kind", "u1"), ("role", "u1"), ("rows", "<u2"), ("cols", "<u2"),
   ("length", "<i4"),  # ids of text, codes of an image, frames of audio
   ("words", "<i4"),  # ids of the transcript of audio; -1 is no transcript
+  ("timed", "u1"),  # its ids lie at their frames: `length` of them, with gaps
   ("offset", "<i8"), ("words_offset", "<i8"),
+  ("heard_offset", "<i8"),  # codes of what is heard meanwhile; -1 is nothing
 ])
 
 # One row for each document: everything that its lengths depend on.
@@ -47,12 +49,24 @@ COUNTS = np.dtype([
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """One part: text ids [n], image codes [h, w] or audio codes [T, Q] with transcript ids."""
+  """One part: text ids [n], image codes [h, w] or audio codes [T, Q].
+
+  Audio may have the ids of its transcript, [n], or if it is timed [T] with -1 where no word
+  begins; and the codes [T, Q] of what is heard meanwhile, the other side of a dialogue.
+  """
 
   kind: int
   role: int
   codes: np.ndarray
   words: np.ndarray | None = None
+  timed: bool = False
+  heard: np.ndarray | None = None
+
+  @property
+  def transcript(self) -> np.ndarray:
+    """The ids of `words` without gaps."""
+    assert self.words is not None
+    return self.words[self.words >= 0] if self.timed else self.words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,11 +115,12 @@ def counts(parts_P: np.ndarray, starts_N: np.ndarray) -> np.ndarray:
   out["monologues"] = each(told & (p["role"] != USER))
   free_N = each(p["role"] > 0) == 0
   pair_N = free_N & (sizes_N == 2) & (each(image) == 1) & (each(text) == 1)
-  told_N = free_N & (sizes_N == 1) & (each(told) == 1)
+  told_N = free_N & (sizes_N == 1) & (each(told & (p["heard_offset"] < 0)) == 1)
   out["text"] = np.where(pair_N, each(np.where(text, p["length"], 0)),
                          np.where(told_N, each(p["words"]), 0))
   out["allows"] = (1 << PLAIN) + pair_N * (1 << CAPTION | 1 << DRAW)
   out["allows"] += (told_N * (1 << TRANSCRIBE | 1 << SPEAK)).astype(np.uint8)
+  out["allows"] += (told_N & (each(p["timed"]) == 1)).astype(np.uint8) << FOLLOW
   asked_P = np.repeat(each(image & (p["role"] == ASSISTANT)) > 0, sizes_N) & ~image
   out["asked_positions"] = each(asked_P * (p["length"] + 2 * audio))
   out["asked_frames"] = each(asked_P * audio * p["length"])
@@ -128,7 +143,8 @@ def lengths(counts_N: np.ndarray, task_N: np.ndarray | int, dropped_N: np.ndarra
   task_N = np.broadcast_to(np.asarray(task_N), c.shape)
   ad, td = data.acoustic_delay, data.text_delay
   talk_N = (task_N == TRANSCRIBE) | (task_N == SPEAK)
-  spoken_N = np.where(task_N == TRANSCRIBE, 0, c["monologues"]).astype(np.int64)
+  listens_N = (task_N == TRANSCRIBE) | (task_N == FOLLOW)
+  spoken_N = np.where(listens_N, 0, c["monologues"]).astype(np.int64)
   audio_N = c["audio"].astype(np.int64)
   text_N = np.where(talk_N, c["text"], 0) - np.where((task_N == DRAW) & dropped_N, c["text"], 0)
   unasked_N = (task_N == PLAIN) & dropped_N
@@ -136,10 +152,14 @@ def lengths(counts_N: np.ndarray, task_N: np.ndarray | int, dropped_N: np.ndarra
   spoken_N -= np.where(unasked_N, c["asked_monologues"], 0)
   # The first delayed frame shares its position with AUDIO_END.
   delays_N = max(ad - 1, 0) * audio_N + td * spoken_N
-  positions_N = c["positions"] + delays_N + np.where(task_N == PLAIN, 0, 2) + text_N
+  turns_N = np.where(task_N == PLAIN, 0, np.where(task_N == FOLLOW, 1, 2))
+  positions_N = c["positions"] + delays_N + turns_N + text_N
   positions_N -= np.where(unasked_N, c["asked_positions"], 0)
   frames_N = c["frames"] - np.where(unasked_N, c["asked_frames"], 0)
-  return positions_N, frames_N + ad * audio_N + td * spoken_N
+  # What is followed ends when its last word can have been written, and then with AUDIO_END.
+  follow_N = np.where(task_N == FOLLOW, data.follow_delay, 0)
+  positions_N += follow_N + ((task_N == FOLLOW) & (ad > 0))
+  return positions_N, frames_N + ad * audio_N + td * spoken_N + follow_N
 
 
 def choose(counts_N: np.ndarray, usable_NT: np.ndarray, chance_N: np.ndarray,
@@ -186,8 +206,9 @@ def arrange(parts: Sequence[Part], task: int, dropped: bool) -> list[Part]:
     text = as_user(text)
     return [unasked(text) if dropped else text, as_assistant(image)]
   (audio,) = parts
-  assert audio.words is not None
-  text = Part(vocab_lib.TEXT, NONE, audio.words)
+  if task == FOLLOW:
+    return [as_user(audio)]
+  text = Part(vocab_lib.TEXT, NONE, audio.transcript)
   if task == TRANSCRIBE:
     return [as_user(audio), as_assistant(text)]
   return [as_user(text), as_assistant(audio)]
@@ -209,10 +230,11 @@ def render(parts: Sequence[Part], task: int, dropped: bool, data: config_lib.Dat
 
   A part of the user has weight `data.prompt_weight`. Audio that is listened to is input only;
   so is the main stream of spoken audio without a transcript, its end included: PAD would teach
-  that nothing was said, and the end alone would teach to stop at once.
+  that nothing was said, and the end alone would teach to stop at once. Audio that is followed is
+  listened to with its words in the main stream, each so many frames after it begins.
   """
   parts = arrange(parts, task, dropped)
-  writer = _Writer(parts, data, vocab)
+  writer = _Writer(parts, task == FOLLOW, data, vocab)
   writer.control(vocab_lib.BOS, 0.0)
   role = NONE
   for part in parts:
@@ -233,15 +255,16 @@ def render(parts: Sequence[Part], task: int, dropped: bool, data: config_lib.Dat
 class _Writer:
   """Arrays of the right size, filled from the left."""
 
-  def __init__(self, parts: Sequence[Part], data: config_lib.Data, vocab: vocab_lib.Vocab):
-    self.data, self.vocab = data, vocab
+  def __init__(self, parts: Sequence[Part], follows: bool, data: config_lib.Data,
+               vocab: vocab_lib.Vocab):
+    self.data, self.vocab, self.follows = data, vocab, follows
     role, size, frames = NONE, 2, 0
     for part in parts:
       if part.role not in (NONE, role):
         role, size = part.role, size + 1
       if part.kind == vocab_lib.AUDIO:
         frames += self._slots(part)
-        size += 1 + self._slots(part) + (not data.acoustic_delay)
+        size += 1 + self._slots(part) + (follows or not data.acoustic_delay)
       else:
         size += part.codes.size + 2 * (part.kind == vocab_lib.IMAGE)
     Q = vocab.codebooks
@@ -257,6 +280,7 @@ class _Writer:
   def _slots(self, part: Part) -> int:
     """Positions that the frames of an audio part take, delays included."""
     lead = self.data.text_delay if part.role != USER and part.words is not None else 0
+    lead += self.data.follow_delay if self.follows else 0
     return len(part.codes) + self.data.acoustic_delay + lead
 
   def _run(self, ids: np.ndarray | int, n: int, modality: int, weight: float) -> slice:
@@ -293,17 +317,18 @@ class _Writer:
   def audio(self, part: Part, weight: float) -> None:
     """Frames at their delays, and the inner monologue of the one who speaks."""
     listen, Q, T = part.role == USER, self.vocab.codebooks, len(part.codes)
-    words = None if listen else part.words
+    words = None if listen and not self.follows else part.words
     self.control(vocab_lib.LISTEN if listen else vocab_lib.SPEAK, weight)
     slots, lag = self._slots(part), self.data.acoustic_delay
-    lead = slots - T - lag
-    inside = 0.0 if words is None else weight
+    lead = 0 if self.follows else slots - T - lag  # of the words, before the frames
+    inside = 0.0 if words is None else 1.0 if self.follows else weight
     span = self._run(vocab_lib.PAD, slots, vocab_lib.AUDIO, inside)
     if words is not None:
-      n = len(words)
-      at = np.arange(n) * T // max(n, 1)
-      self.main[span][at] = words.astype(np.int32) + self.vocab.text_start
-    if lag:
+      at = np.flatnonzero(words >= 0) if part.timed else np.arange(len(words)) * T // max(
+        len(words), 1)
+      late = self.data.follow_delay if self.follows else 0
+      self.main[span][at + late] = part.transcript.astype(np.int32) + self.vocab.text_start
+    if lag and not self.follows:
       # At the first position without a first code: that there is none must not tell the model,
       # which at generation decides the end before it writes codes, that the end is near.
       self.main[span][lead + T] = vocab_lib.AUDIO_END
@@ -313,9 +338,12 @@ class _Writer:
 
     rows = slice(self.frame, self.frame + slots)
     self.frame_at[rows] = np.arange(span.start, span.stop)
-    group = self.frames[rows, Q:] if listen else self.frames[rows, :Q]
-    group[lead : lead + T, 0] = part.codes[:, 0]
-    group[lead + lag : lead + lag + T, 1:] = part.codes[:, 1:Q]
+    frames = self.frames[rows]
+    for codes, group in ((part.codes, frames[:, Q:] if listen else frames[:, :Q]),
+                         (part.heard, frames[:, Q:])):
+      if codes is not None:
+        group[lead : lead + T, 0] = codes[:, 0]
+        group[lead + lag : lead + lag + T, 1:] = codes[:, 1:Q]
     if not listen:
       self.frame_weight[rows][lead : lead + T, 0] = weight
       self.frame_weight[rows][lead + lag : lead + lag + T, 1:] = weight

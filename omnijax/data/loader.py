@@ -113,7 +113,8 @@ class Loader:
       "vocab": vocab.fingerprint, **{
         f: dataclasses.asdict(data)[f] for f in (
           "weights", "rows", "positions", "frames", "depth_frames", "window", "tasks",
-          "acoustic_delay", "text_delay", "caption_dropout", "listen_dropout", "prompt_weight")}})
+          "acoustic_delay", "text_delay", "follow_delay", "caption_dropout", "listen_dropout",
+          "prompt_weight")}})
 
   @classmethod
   def heldout(cls, data: config_lib.Data, vocab: vocab_lib.Vocab, *, seed: int,

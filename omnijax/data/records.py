@@ -3,7 +3,8 @@
 A directory holds flat token files in small shards (`text-00000.bin`, `image-*`, `audio-*`), two
 tables (`parts.npy`, `documents.npy`, memory-mapped), `rejects.jsonl`, and `meta.json`, which is
 written last: without it the directory is not finished. An image or a recording that many
-documents share is stored once. Everything is written beside its name and then renamed.
+documents share is stored once. Documents held out have tables of their own, in a directory within.
+Everything is written beside its name and then renamed.
 
 Q codebooks
 """
@@ -25,7 +26,7 @@ import numpy as np
 from omnijax import vocab as vocab_lib
 from omnijax.data import documents
 
-FORMAT = 2
+FORMAT = 3
 META, REJECTS = "meta.json", "rejects.jsonl"
 _PARTS, _DOCUMENTS = "parts.npy", "documents.npy"
 _NAMES = {vocab_lib.TEXT: "text", vocab_lib.IMAGE: "image", vocab_lib.AUDIO: "audio"}
@@ -38,7 +39,7 @@ def shard_path(root: pathlib.Path, kind: int, number: int) -> pathlib.Path:
 
 
 def token_type(codes: int) -> np.dtype:
-  """The smallest type that holds ids below `codes`."""
+  """The smallest type that holds ids below `codes`; of text one more than there are pieces."""
   return np.dtype("<u2" if codes <= 1 << 16 else "<i4")
 
 
@@ -86,6 +87,7 @@ class Meta:
   shards: Mapping[str, Sequence[int]]
   counts: Mapping[str, int]
   rejects: Mapping[str, int]
+  tokens: str = "."  # where the shards lie, from here
 
   @classmethod
   def read(cls, root: pathlib.Path) -> "Meta | None":
@@ -113,7 +115,7 @@ class Records:
     if meta is None:
       state = "is not finished" if self.root.is_dir() else "does not exist"
       raise ValueError(f"the records {self.root} {state}: there is no {META}; run "
-                       f"`omnijax prepare MANIFEST --out {self.root}`.")
+                       f"`omnijax prepare SOURCE --out {self.root}`.")
     self.meta = meta
     # As plain arrays: each slice of a np.memmap costs as much as reading the document.
     self._parts = np.asarray(np.load(self.root / _PARTS, mmap_mode="r"))
@@ -123,8 +125,8 @@ class Records:
       if name in meta.tokenizers:
         sizes = meta.tokenizers[name]
         width = sizes["codebooks"] if kind == vocab_lib.AUDIO else 1
-        codes = sizes["size"] if kind == vocab_lib.TEXT else sizes["codes"]
-        self._tokens[kind] = _Tokens(self.root, kind, width, codes, meta.shards[name])
+        codes = sizes["size"] + 1 if kind == vocab_lib.TEXT else sizes["codes"]
+        self._tokens[kind] = _Tokens(self.root / meta.tokens, kind, width, codes, meta.shards[name])
 
   def __reduce__(self):
     return Records, (self.root,)
@@ -140,14 +142,24 @@ class Records:
     return [self._part(*row) for row in self._parts[start:stop].tolist()]
 
   def _part(self, kind: int, role: int, rows: int, cols: int, length: int, words: int,
-            offset: int, words_offset: int) -> documents.Part:
+            timed: int, offset: int, words_offset: int, heard_offset: int) -> documents.Part:
     codes = self._tokens[kind].read(offset, length)
     if kind == vocab_lib.IMAGE:
       return documents.Part(kind, role, codes.reshape(rows, cols))
     if kind == vocab_lib.TEXT:
       return documents.Part(kind, role, codes[:, 0])
-    text = self._tokens[vocab_lib.TEXT].read(words_offset, words)[:, 0] if words >= 0 else None
-    return documents.Part(kind, role, codes, text)
+    heard = self._tokens[kind].read(heard_offset, length) if heard_offset >= 0 else None
+    if words < 0:
+      return documents.Part(kind, role, codes, heard=heard)
+    text = self._tokens[vocab_lib.TEXT].read(words_offset, length if timed else words)[:, 0]
+    if timed:
+      text = np.where(text == self.gap, -1, text.astype(np.int32))
+    return documents.Part(kind, role, codes, text, bool(timed), heard)
+
+  @property
+  def gap(self) -> int:
+    """What stands at a frame where no word begins: the id behind the last piece of text."""
+    return int(self.meta.tokenizers["text"]["size"])
 
 
 class _Tokens:

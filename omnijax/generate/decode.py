@@ -15,7 +15,7 @@ from omnijax import config as config_lib
 from omnijax import vocab as vocab_lib
 from omnijax.data import documents, encode, media
 from omnijax.data.documents import Part
-from omnijax.data.sources import Bad
+from omnijax.data.sources import Bad, Store
 from omnijax.generate import parse
 from omnijax.generate.engine import Engine, Goal, To
 from omnijax.generate.sample import Sampling
@@ -209,7 +209,8 @@ def _file(value: Any, read: Any) -> np.ndarray:
 def _pixels(value: Any, tok: Any) -> np.ndarray:
   """Pixels uint8 [H, W, C] of a path or an array."""
   if not isinstance(value, np.ndarray):
-    return _file(value, lambda path: media.decode_image("", path, tok.channels, tok.downsample))
+    return _file(value, lambda path: media.decode_image(Store(""), path, tok.channels,
+                                                        tok.downsample))
   from PIL import Image
   flat = value[..., 0] if value.ndim == 3 and value.shape[2] == 1 else value
   if flat.dtype != np.uint8 or flat.ndim not in (2, 3) or (flat.ndim == 3 and flat.shape[2] != 3):
@@ -227,7 +228,7 @@ def _pixels(value: Any, tok: Any) -> np.ndarray:
 def _wave(value: Any, tok: Any) -> np.ndarray:
   """Samples float32 [L] of a path or an array."""
   if not isinstance(value, np.ndarray):
-    return _file(value, lambda path: media.decode_audio("", path, tok.sample_rate))
+    return _file(value, lambda path: media.decode_audio(Store(""), path, tok.sample_rate))
   if value.ndim != 1 or not value.size or not np.issubdtype(value.dtype, np.floating):
     raise ValueError(f"an audio array is {value.dtype}{list(value.shape)}; wanted float [L] in "
                      f"[-1, 1] at {tok.sample_rate} Hz, one channel, at least one sample.")

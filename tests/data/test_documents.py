@@ -29,6 +29,17 @@ def audio(T, words=None, role=d.NONE):
   return d.Part(v.AUDIO, role, codes, None if words is None else np.array(words, np.uint16))
 
 
+def timed(at, T, role=d.NONE):
+  """Audio of T frames whose piece i lies at frame at[i]."""
+  words = np.full(T, -1, np.int32)
+  words[list(at)] = np.arange(len(at)) + 1
+  return dataclasses.replace(audio(T, [], role), words=words, timed=True)
+
+
+def dialogue(part):
+  return dataclasses.replace(part, heard=part.codes + np.uint16(5))
+
+
 def render(parts, task=d.PLAIN, dropped=False, **changes):
   return d.render(parts, task, dropped, dataclasses.replace(DATA, **changes), VOCAB)
 
@@ -131,6 +142,34 @@ def test_transcribe_and_speak():
                              v.AUDIO_END, v.EOS]
 
 
+def test_timed_words_lie_at_their_frames():
+  s = render([timed([1, 2], 4)], acoustic_delay=1, text_delay=1)
+  assert s.main.tolist() == [v.BOS, v.SPEAK, 0, T0 + 1, T0 + 2, 0, 0, v.AUDIO_END, v.EOS]
+  assert s.frames[:, 0].tolist() == [NO, 0, 1, 2, 3, NO]
+  s = render([timed([1, 2], 4)], d.TRANSCRIBE)
+  assert s.main[-3:].tolist() == [T0 + 1, T0 + 2, v.EOS]
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_what_is_followed_is_written_while_it_is_heard(lag):
+  s = render([timed([0, 2], 3)], d.FOLLOW, follow_delay=2, acoustic_delay=lag, prompt_weight=0.5)
+  more = [0] * lag
+  assert s.main.tolist() == [v.BOS, v.USER, v.LISTEN, 0, 0, T0 + 1, 0, T0 + 2, *more, v.AUDIO_END,
+                             v.EOS]
+  assert s.weight.tolist() == [0, 1, 0.5, 1, 1, 1, 1, 1, *(1 for _ in more), 1, 1]
+  assert s.frames[:, 2].tolist() == [0, 1, 2, NO, NO, *(NO for _ in more)]
+  assert s.frames[lag : lag + 3, 3].tolist() == [10, 11, 12] and (s.frames[:, :2] == NO).all()
+  assert not s.frame_weight.any() and s.modality.tolist() == [0, 0, 0, *[2] * (5 + lag), 0, 0]
+
+
+def test_both_sides_of_a_dialogue_share_their_frames():
+  s = render([dialogue(timed([0], 3))], text_delay=1)
+  assert s.main.tolist() == [v.BOS, v.SPEAK, T0 + 1, 0, 0, 0, v.AUDIO_END, v.EOS]
+  assert s.frames.tolist() == [[NO, NO, NO, NO], [0, NO, 5, NO], [1, 10, 6, 15], [2, 11, 7, 16],
+                               [NO, 12, NO, 17]]
+  assert s.frame_weight.tolist() == [[0, 0], [1, 0], [1, 1], [1, 1], [0, 1]]
+
+
 def test_a_drawing_may_lose_all_that_is_written_and_said_but_no_picture():
   asked = [text(7, role=d.USER), audio(2, role=d.USER), image(1, 1, d.USER)]
   drawn = [text(8, role=d.ASSISTANT), image(1, 1, d.ASSISTANT), audio(3, [1], d.ASSISTANT)]
@@ -147,7 +186,8 @@ def part_rows(parts):
   for p in parts:
     h, w = p.codes.shape if p.kind == v.IMAGE else (0, 0)
     length = h * w or len(p.codes)
-    rows.append((p.kind, p.role, h, w, length, -1 if p.words is None else len(p.words), 0, 0))
+    rows.append((p.kind, p.role, h, w, length, -1 if p.words is None else len(p.transcript),
+                 p.timed, 0, 0, -1 if p.heard is None else 0))
   return np.array(rows, d.PART)
 
 
@@ -156,14 +196,20 @@ _part = st.one_of(
   st.builds(lambda n, r: text(*range(n), role=r), st.integers(1, 9), _role),
   st.builds(image, st.integers(1, 4), st.integers(1, 4), _role),
   st.builds(lambda T, n, r: audio(T, None if n is None else range(min(n, T)), r),
-            st.integers(1, 9), st.none() | st.integers(0, 5), _role))
+            st.integers(1, 9), st.none() | st.integers(0, 5), _role),
+  st.builds(lambda T, n, r: timed(range(min(n, T)), T, r), st.integers(1, 9), st.integers(0, 5),
+            _role),
+  st.builds(lambda T, n: dialogue(audio(T, None if n is None else range(min(n, T)))),
+            st.integers(1, 9), st.none() | st.integers(0, 5)))
 
 
 @settings(max_examples=150, deadline=None)
 @given(docs=st.lists(st.lists(_part, min_size=1, max_size=4), min_size=1, max_size=4),
-       delays=st.tuples(st.integers(0, 3), st.integers(0, 3)), dropped=st.booleans())
+       delays=st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)),
+       dropped=st.booleans())
 def test_lengths_are_those_of_the_rendering(docs, delays, dropped):
-  data = dataclasses.replace(DATA, acoustic_delay=delays[0], text_delay=delays[1])
+  data = dataclasses.replace(DATA, acoustic_delay=delays[0], text_delay=delays[1],
+                             follow_delay=delays[2])
   sizes = np.array([len(doc) for doc in docs])
   index = d.counts(part_rows([p for doc in docs for p in doc]), np.cumsum(sizes) - sizes)
   allowed = d.allowed(index)
@@ -185,6 +231,8 @@ def test_what_a_document_allows():
   assert allows(text(1)) == allows(image(1, 1)) == allows(audio(1)) == {"plain"}
   assert allows(image(1, 1), text(1)) == {"plain", "caption", "draw"}
   assert allows(audio(1, [1])) == {"plain", "transcribe", "speak"}
+  assert allows(timed([0], 1)) == {"plain", "transcribe", "speak", "follow"}
+  assert allows(dialogue(timed([0], 1))) == {"plain"}
   assert allows(image(1, 1, role=d.USER), text(1)) == {"plain"}
   assert allows(audio(1, [1], role=d.USER)) == {"plain"}
   assert allows(image(1, 1), text(1), text(1)) == {"plain"}
@@ -195,14 +243,14 @@ def test_tasks_are_drawn_by_their_odds_among_those_usable():
   chance = np.random.default_rng(0).integers(0, 1 << 64, n, np.uint64)
   data = dataclasses.replace(DATA, caption_dropout=0.25, tasks=config.Tasks(
     plain=0, caption=1, draw=3, transcribe=5, speak=0))
-  usable = np.tile([True, True, True, False, False], (n, 1))
+  usable = np.tile([True, True, True, False, False, False], (n, 1))
   counts = np.zeros(n, d.COUNTS)
   task, dropped = d.choose(counts, usable, chance, data)
-  share = np.bincount(task, minlength=5) / n
-  np.testing.assert_allclose(share, [0, 0.25, 0.75, 0, 0], atol=0.01)
+  share = np.bincount(task, minlength=6) / n
+  np.testing.assert_allclose(share, [0, 0.25, 0.75, 0, 0, 0], atol=0.01)
   assert not dropped[task != d.DRAW].any()
   np.testing.assert_allclose(dropped[task == d.DRAW].mean(), 0.25, atol=0.01)
-  only_plain = np.tile([True, False, False, False, False], (n, 1))
+  only_plain = np.tile([True, *[False] * 5], (n, 1))
   counts["asked_positions"][::2] = 3
   task, dropped = d.choose(counts, only_plain, chance, data)
   assert (task == d.PLAIN).all() and not dropped[1::2].any()

@@ -26,11 +26,11 @@ def source(n, seed=0, longest=40):
   for _ in range(n):
     kind, length = rng.integers(3), int(rng.integers(1, longest))
     if kind == 0:
-      parts = [(v.TEXT, 0, 0, 0, length, -1, 0, 0)]
+      parts = [(v.TEXT, 0, 0, 0, length, -1, 0, 0, 0, -1)]
     elif kind == 1:
-      parts = [(v.IMAGE, 0, 2, 2, 4, -1, 0, 0), (v.TEXT, 0, 0, 0, length, -1, 0, 0)]
+      parts = [(v.IMAGE, 0, 2, 2, 4, -1, 0, 0, 0, -1), (v.TEXT, 0, 0, 0, length, -1, 0, 0, 0, -1)]
     else:
-      parts = [(v.AUDIO, 0, 0, 0, min(length, 20), min(length, 7), 0, 0)]
+      parts = [(v.AUDIO, 0, 0, 0, min(length, 20), min(length, 7), 0, 0, 0, -1)]
     rows += parts
     sizes.append(len(parts))
   return d.counts(np.array(rows, d.PART), np.cumsum(sizes) - sizes)
@@ -217,16 +217,16 @@ def test_what_fits_no_row_is_counted_and_left_out():
 
 
 def test_messages():
-  picture = d.counts(np.array([(v.IMAGE, 0, 10, 10, 100, -1, 0, 0)], d.PART), np.array([0]))
+  picture = d.counts(np.array([(v.IMAGE, 0, 10, 10, 100, -1, 0, 0, 0, -1)], d.PART), np.array([0]))
   with pytest.raises(ValueError, match="row budget too small for one image: the smallest such "
                      "document of pics needs 104 positions, Data.positions is 64; raise Data."):
     Plan([picture], config_data(), names=["pics"], seed=0)
-  text = d.counts(np.array([(v.TEXT, 0, 0, 0, 3, -1, 0, 0)], d.PART), np.array([0]))
+  text = d.counts(np.array([(v.TEXT, 0, 0, 0, 3, -1, 0, 0, 0, -1)], d.PART), np.array([0]))
   with pytest.raises(ValueError, match="one image.*of both needs 104"):
     Plan([np.concatenate([text, picture, text])], config_data(), names=["both"], seed=0)
   assert Plan([np.concatenate([text, picture])], config_data(positions=104), names=["both"],
               seed=0).unfit == [{"positions": 0, "frames": 0}]
-  sound = d.counts(np.array([(v.AUDIO, 0, 0, 0, 30, -1, 0, 0)], d.PART), np.array([0]))
+  sound = d.counts(np.array([(v.AUDIO, 0, 0, 0, 30, -1, 0, 0, 0, -1)], d.PART), np.array([0]))
   with pytest.raises(ValueError, match="one recording.*needs 31 frames, Data.frames is 24"):
     Plan([sound], config_data(), names=["s"], seed=0)
   with pytest.raises(ValueError, match=r"Data.weights are \(1.0, 0.0\); each must be above 0"):

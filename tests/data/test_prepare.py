@@ -17,7 +17,7 @@ import soundfile
 import omnijax
 from omnijax import vocab as v
 from omnijax.data import encode, media, prepare, records
-from omnijax.data.sources import Bad
+from omnijax.data.sources import Bad, Store
 
 SHARD = {v.TEXT: 16, v.IMAGE: 2, v.AUDIO: 2}
 
@@ -32,7 +32,8 @@ def rejects(out):
 
 
 def digest(out: pathlib.Path):
-  return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(out.iterdir())}
+  return {str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest()
+          for p in sorted(out.rglob("*")) if p.is_file()}
 
 
 def test_every_bad_item_is_named_counted_and_skipped(tmp_path):
@@ -198,17 +199,17 @@ def test_done_is_done_and_other_inputs_are_refused(tmp_path):
   tokenizers.audio.fingerprint = "audio-b"
   with pytest.raises(ValueError, match="tokenizers.audio.fingerprint was audio-a, is now audio-b"):
     run(manifest, out, tokenizers=tokenizers)
-  old = json.loads((out / "started.json").read_text())["manifest"]
+  old = json.loads((out / "started.json").read_text())["source"]
   manifest.write_text(manifest.read_text() + '{"parts": [{"text": "new"}]}\n')
   new = hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]
-  with pytest.raises(ValueError, match=f"manifest was {old}, is now {new}"):
+  with pytest.raises(ValueError, match=f"source was {old}, is now {new}"):
     run(manifest, out)
   assert {p: p.stat().st_mtime_ns for p in out.iterdir()} == before
 
 
 def test_messages(tmp_path):
   manifest = fakes.mixed(tmp_path, 30)
-  with pytest.raises(ValueError, match="none.jsonl is not a file"):
+  with pytest.raises(ValueError, match="none.jsonl is not a file or a folder"):
     run(tmp_path / "none.jsonl", tmp_path / "out")
   with pytest.raises(ValueError, match="is not empty and not a directory of records"):
     run(manifest, tmp_path)
@@ -298,7 +299,7 @@ def test_images_of_every_mode_become_what_they_look_like(tmp_path):
 
   def pixels(image, channels=3):
     image.save(path)
-    return media.decode_image(str(tmp_path), "x.png", channels, 4)[0, 0]
+    return media.decode_image(Store(str(tmp_path)), "x.png", channels, 4)[0, 0]
 
   new = PIL.Image.new
   assert pixels(new("RGB", (4, 4), (1, 2, 3))).tolist() == [1, 2, 3]
@@ -315,7 +316,7 @@ def test_audio_is_mixed_down_and_resampled(tmp_path):
   time_s = np.arange(44_100) / 44_100
   left = 0.5 * np.sin(2 * np.pi * 440 * time_s)
   soundfile.write(tmp_path / "x.wav", np.stack([left, 0 * left], 1), 44_100, subtype="FLOAT")
-  wave = media.decode_audio(str(tmp_path), "x.wav", 16_000)
+  wave = media.decode_audio(Store(str(tmp_path)), "x.wav", 16_000)
   assert wave.dtype == np.float32 and len(wave) == 16_000
   want = 0.25 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)
   np.testing.assert_allclose(wave[500:-500], want[500:-500], atol=2e-3)
