@@ -16,8 +16,9 @@ from typing import Any
 
 from omnijax import __version__, config, experiment, host, usage
 from omnijax.arguments import Parser, command
-from omnijax.data import arguments as prepare_arguments
+from omnijax.data import arguments as data_arguments
 from omnijax.job import exits
+from omnijax.plan import arguments as plan_arguments
 from omnijax.sweep import arguments as sweep_arguments
 
 _MODALITIES = ("text", "image", "audio")
@@ -102,11 +103,9 @@ def _parser() -> argparse.ArgumentParser:
                  help="directory to write (default: %(default)s)")
 
   p = command(commands, "prepare", _prepare, usage.PREPARE)
-  prepare_arguments.add(p)
-  for kind in _MODALITIES:
-    p.add_argument(f"--tokenizers.{kind}", dest=kind, default=config.PACKAGED, metavar="DIR",
-                   help=f"{kind} tokenizer (default: %(default)s)")
+  data_arguments.add(p)
 
+  data_arguments.add_actions(commands, _data_show)
   p = command(commands, "tokenizer", None, "Trains and evaluates tokenizers.\n")
   _tokenizer_commands(p.add_subparsers(metavar="ACTION", required=True, parser_class=Parser))
 
@@ -128,25 +127,7 @@ def _parser() -> argparse.ArgumentParser:
   sweep_arguments.add(p)
 
   p = command(commands, "plan", _plan, usage.PLAN, fields=True)
-  p.add_argument("experiment", metavar="EXPERIMENT", type=Path, nargs="?", help="Python file")
-  p.add_argument("--topology", metavar="CHIP:SHAPE", help="such as v5e:4x4, v5p:4x4x4, v6e:16x16, "
-                 "tpu7x:2x2x1, h100:8, cpu:8")
-  p.add_argument("--slices", type=int, default=1, metavar="N", help="of that shape, over a slower "
-                 "network (default: %(default)s)")
-  p.add_argument("--decode", action="store_true", help="the step of generation instead: data.rows "
-                 "streams at once, of data.positions each")
-  p.add_argument("--search", type=Path, metavar="FILE", nargs="?", const=Path(), help="compiles "
-                 "variants, ranks them, and writes the best as an experiment (default: "
-                 "NAME_TOPOLOGY.py)")
-  p.add_argument("--tries", type=int, metavar="N", help="variants that --search compiles, earlier "
-                 "calls included (default: 6)")
-  p.add_argument("--document", type=int, metavar="N", help="positions of a document, for the FLOPs "
-                 "of attention (default: a whole row)")
-  p.add_argument("--price", type=float, metavar="X", help="of a chip and hour, for the cost of a "
-                 "billion tokens")
-  for name, text in (("json", "all figures"), ("html", "a page with plots"),
-                     ("hlo", "the compiled program")):
-    p.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"writes {text}")
+  plan_arguments.add(p)
 
   p = command(commands, "bench", None, "Measures the speed of omnijax on this machine.\n")
   _bench_commands(p.add_subparsers(metavar="WHAT", required=True, parser_class=Parser))
@@ -241,13 +222,28 @@ def _quickstart(args: argparse.Namespace, _: list[str]) -> None:
 
 def _prepare(args: argparse.Namespace, _: list[str]) -> None:
   from omnijax.data import encode, local, prepare, ray_engine
+  #   from omnijax.evals import source_report
   from omnijax.tokenizers import load
 
-  settings = config.Tokenizers(text=args.text, image=args.image, audio=args.audio)
+  found = load.load_all(config.Tokenizers(text=args.text, image=args.image, audio=args.audio))
   prepare.prepare(
-    args.source, args.out, tokenizers=encode.Tokenizers(*load.load_all(settings)),
+    args.source, args.out, tokenizers=encode.Tokenizers(*found),
     choices=prepare.Choices(args.image_size, args.heldout, args.dedup), strict=args.strict,
     engine=ray_engine.Ray if args.engine == "ray" else local.Local, processes=args.processes)
+  # source_report.write(args.out, found, args.source)
+
+
+def _data_show(args: argparse.Namespace, fields: list[str]) -> None:
+  is_run = args.experiment is not None and args.experiment.is_dir() and not args.help
+  if is_run and fields:
+    raise ValueError(f"{fields[0]} has no effect on {args.experiment}: a run is shown as it was; "
+                     "give fields to an experiment.")
+  run = None if is_run else _experiment(args, fields, "step")
+  _need(args, "step")
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")  # it may be looked at beside a run at work
+  from omnijax.evals import show
+
+  show.show(args.experiment, run, args.step, args.rows, args.out)
 
 
 def _tokenizer_train(args: argparse.Namespace, fields: list[str]) -> None:

@@ -5,6 +5,7 @@ Trains, and then runs, one Transformer that natively reads and writes text, imag
 
   omnijax quickstart --dir quickstart_run         the whole path on small real data, minutes
   omnijax prepare SOURCE --out DATA               raw files -> tokenised records
+  omnijax data show EXPERIMENT --step 0           what a batch of training holds, seen and heard
   omnijax train EXPERIMENT --run-dir RUN          records -> a trained model
   omnijax sweep EXPERIMENT                        many runs, begun again and compared as one
   omnijax generate RUN --text "..." --to image    a trained model -> text, a picture or sound
@@ -37,7 +38,22 @@ SOURCE is JSON lines, paths relative to their file:
   WebDataset shards (.tar), or Parquet tables as on Hugging Face, or a folder of them;
   or a folder where cat.png and cat.txt, hello.flac and hello.txt belong together.
 
-A bad item is counted, named in OUT/rejects.jsonl and skipped. Run again to resume.
+A bad item is counted, named in OUT/rejects.jsonl and skipped. Run again to resume. OUT/report.html
+tells what is in the records: hours, megapixels, tokens, lengths, rejects by reason, and examples as
+the tokenizers keep them; OUT/report.json has the figures.
+"""
+DATA = "Shows what training reads.\n"
+DATA_SHOW = """\
+Draws the batch of a step as a page: rows in colour by modality and document, what is learnt and
+what is only read, padding and budgets, sources and epochs; and every document to read, see and
+hear, its tokens decoded back from the very arrays that training gets.
+
+  omnijax data show runs/first --step 100
+  omnijax data show experiments/quickstart.py --step 0 --rows 8 --out batch.html
+
+Of a run it is what that step read, whatever changed since: what happened to the run is known up to
+its newest checkpoint. Of an experiment fields can be given, as to `omnijax train`. The page is one
+file that needs no other and no script. Changes nothing; takes no accelerator.
 """
 TOKENIZER_TRAIN = """\
 Trains a tokenizer, or resumes its training.

@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,17 @@ from omnijax.job import exits
 
 Batch = dict[str, np.ndarray]
 _log = logging.getLogger(__name__)
+
+
+class Placed(NamedTuple):
+  """A document of a row: where it is from, how it is rendered, and what it takes of the row."""
+
+  source: str
+  document: int
+  task: str
+  dropped: bool  # what asks for a drawing is left out
+  positions: int
+  frames: int
 
 
 def empty_row(data: config_lib.Data, vocab: vocab_lib.Vocab) -> Batch:
@@ -102,7 +113,7 @@ class Loader:
     for r in records:
       _check(r, records[0], vocab, tokenizers or {})
     self._data, self._vocab, self._names = data, vocab, names
-    self._local = len(mine)
+    self._local, self._records = len(mine), records
     self._plan = Plan([r.counts for r in records], data, names=names, seed=seed, once=once)
     self._rows = _Rows(records, self._plan, data, vocab, seed, mine)
     for name, unfit in zip(names, self._plan.unfit, strict=True):
@@ -176,9 +187,23 @@ class Loader:
     finally:
       iterator.close()
 
-  def stats(self, step: int = 0) -> dict[str, Any]:
-    """How well the rows around a step are filled, and how far it is through each source."""
-    row, data = step * self._data.rows, self._data
+  def placed(self, row: int) -> list[Placed]:
+    """The documents of a row of the plan, in order, without reading them."""
+    out = []
+    for source, document, task, dropped in self._plan.row(row):
+      counts = self._records[source].counts[document : document + 1]
+      positions, frames = documents.lengths(counts, task, dropped, self._data)
+      out.append(Placed(self._names[source], document, documents.TASKS[task], dropped,
+                        int(positions[0]), int(frames[0])))
+    return out
+
+  def stats(self, step: int = 0, row: int | None = None) -> dict[str, Any]:
+    """How well the rows around a step are filled, and how far it is through each source.
+
+    The step begins with the plan's row `step * data.rows`, or with the row given.
+    """
+    data = self._data
+    row = step * data.rows if row is None else row
     window = self._plan.window_at(row)
     return {
       "packing_efficiency": window.positions / max(1, window.rows * data.positions),

@@ -118,7 +118,7 @@ class Records:
                        f"`omnijax prepare SOURCE --out {self.root}`.")
     self.meta = meta
     # As plain arrays: each slice of a np.memmap costs as much as reading the document.
-    self._parts = np.asarray(np.load(self.root / _PARTS, mmap_mode="r"))
+    self.parts = np.asarray(np.load(self.root / _PARTS, mmap_mode="r"))
     self.counts = np.asarray(np.load(self.root / _DOCUMENTS, mmap_mode="r"))
     self._tokens = {}
     for kind, name in _NAMES.items():
@@ -138,8 +138,8 @@ class Records:
     """The parts of one document; its arrays are views of the files."""
     start = int(self.counts["parts"][index])
     stop = (int(self.counts["parts"][index + 1]) if index + 1 < len(self.counts)
-            else len(self._parts))
-    return [self._part(*row) for row in self._parts[start:stop].tolist()]
+            else len(self.parts))
+    return [self._part(*row) for row in self.parts[start:stop].tolist()]
 
   def _part(self, kind: int, role: int, rows: int, cols: int, length: int, words: int,
             timed: int, offset: int, words_offset: int, heard_offset: int) -> documents.Part:

@@ -2,21 +2,19 @@
 
 Colours are CSS classes and variables of the page, so that charts follow light and dark mode.
 
-S positions of a row  F frames  Q codebooks  H W C picture  T samples
+H W C picture  T samples
 """
 
 import base64
 import html
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
 from PIL import Image
-
-from omnijax import vocab as vocab_lib
 
 _POINTS = 360  # of a curve: more than a chart has pixels for only makes the page large
 
@@ -201,120 +199,6 @@ def _short(x: float) -> str:
 
 def _path(x: np.ndarray, y: np.ndarray) -> str:
   return "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, y, strict=True))
-
-
-# --- a packed batch ----------------------------------------------------------
-
-# What a position can be, and its colour.
-KINDS = {"control": "--control", "text": "--text", "image": "--image", "speech heard": "--listen",
-         "speech spoken": "--speak"}
-NO_LOSS = "no loss here"
-
-
-def kinds(batch: Mapping[str, np.ndarray], row: int, vocab: vocab_lib.Vocab) -> list[str]:
-  """For each position of a row, one of KINDS, or "" for padding."""
-  S, Q = batch["main"].shape[1], vocab.codebooks
-  block_S = vocab_lib.block_of(vocab, batch["main"][row])
-  out = [("control", "text", "image")[max(b, 0)] for b in block_S]
-  heard = _frames_of(batch, row, slice(Q, 2 * Q), vocab)
-  for at in batch["frame_at"][row]:
-    if at < S:
-      out[at] = "speech heard" if at in heard else "speech spoken"
-  # Of the frames that a delay leaves empty, the neighbours tell whose they are.
-  audio = batch["modality"][row] == vocab_lib.AUDIO
-  spoken = _frames_of(batch, row, slice(0, Q), vocab)
-  for at in range(S - 1, -1, -1):
-    if audio[at] and at not in heard and at not in spoken and at + 1 < S and audio[at + 1]:
-      out[at] = out[at + 1]
-  return ["" if segment == 0 else kind
-          for kind, segment in zip(out, batch["segment"][row], strict=True)]
-
-
-def _frames_of(batch: Mapping[str, np.ndarray], row: int, group: slice, vocab: vocab_lib.Vocab
-               ) -> set[int]:
-  has = (batch["frames"][row][:, group] != vocab.no_code).any(1)
-  return set(batch["frame_at"][row][has].tolist())
-
-
-def packed(batch: Mapping[str, np.ndarray], vocab: vocab_lib.Vocab, rows: int) -> str:
-  """The first rows of a batch as SVG: runs of one kind in its colour, documents set apart."""
-  B, S = batch["main"].shape
-  rows, W, high, gap, left = min(rows, B), 1000, 20, 7, 34
-  unit = (W - left) / S
-  out = []
-  for row in range(rows):
-    y = row * (high + gap)
-    out.append(f'<text x="{left - 8}" y="{y + 14}" text-anchor="end">{row}</text>'
-               f'<rect class="pad" x="{left}" y="{y}" width="{W - left}" height="{high}"/>')
-    for kind, segment, start, stop in _runs(kinds(batch, row, vocab), batch["segment"][row]):
-      edge = 1.2 if start == 0 or batch["segment"][row][start - 1] != segment else 0
-      x, width = left + start * unit + edge, (stop - start) * unit - edge
-      shade = ' opacity=".62"' if segment % 2 == 0 else ""
-      out.append(f'<rect style="fill:var({KINDS[kind]})"{shade} x="{x:.1f}" y="{y}" '
-                 f'width="{max(width, .4):.1f}" height="{high}"><title>document {segment}: '
-                 f"{kind}, {stop - start} positions</title></rect>")
-  used = float((batch["segment"][:rows] > 0).mean())
-  name = f"{rows} packed rows of {S} positions, {used:.1%} of them used"
-  return (f'<svg class="packed" viewBox="0 0 {W} {rows * (high + gap)}" role="img" '
-          f'aria-label="{name}">{"".join(out)}</svg>'
-          + legend([*KINDS.items(), ("padding", "--pad")]))
-
-
-def _runs(kind_S: Sequence[str], segment_S: np.ndarray) -> list[tuple[str, int, int, int]]:
-  """(kind, segment, start, stop) of each run; padding is left out."""
-  out, start = [], 0
-  for at in range(1, len(kind_S) + 1):
-    last = at == len(kind_S)
-    if last or kind_S[at] != kind_S[start] or segment_S[at] != segment_S[start]:
-      if kind_S[start]:
-        out.append((kind_S[start], int(segment_S[start]), start, at))
-      start = at
-  return out
-
-
-def document(batch: Mapping[str, np.ndarray], row: int, segment: int, vocab: vocab_lib.Vocab,
-             piece: Callable[[int], str]) -> str:
-  """One document of a packed row as a table: per position its main token and its frame's codes.
-
-  piece: the text of an id of the text tokenizer.
-  """
-  at_n = np.flatnonzero(batch["segment"][row] == segment)
-  kind_S = kinds(batch, row, vocab)
-  codes = dict(zip(batch["frame_at"][row].tolist(), batch["frames"][row].tolist(), strict=True))
-  frames = [codes.get(at, [vocab.no_code] * 2 * vocab.codebooks) for at in at_n.tolist()]
-  rows: list[tuple[str, list[str]]] = [("main", [])]
-  for at in at_n.tolist():
-    quiet = "" if batch["weight"][row, at] else f' class="quiet" title="{NO_LOSS}"'
-    label = html.escape(name(int(batch["main"][row, at]), vocab, piece))
-    rows[0][1].append(f'<td style="--c:var({KINDS[kind_S[at]]})"{quiet}>{label}</td>')
-  for stream, first in (("speak", 0), ("listen", vocab.codebooks)):
-    groups = [frame[first : first + vocab.codebooks] for frame in frames]
-    if any(code != vocab.no_code for group in groups for code in group):
-      rows.append((stream, [
-        f'<td style="--c:var({KINDS[kind_S[at]]})">'
-        + ("<br>".join("\u00b7" if c == vocab.no_code else str(c) for c in group)
-           if at in codes else "") + "</td>"
-        for at, group in zip(at_n.tolist(), groups, strict=True)]))
-  return ('<div class="scroll" tabindex="0" role="region" aria-label="one document, position by '
-          'position"><table class="document">' + "".join(
-            f'<tr><th scope="row">{label}</th>{"".join(cells)}</tr>' for label, cells in rows)
-          + "</table></div>")
-
-
-def name(token: int, vocab: vocab_lib.Vocab, piece: Callable[[int], str]) -> str:
-  """A readable name of an id of the main stream."""
-  known = {vocab_lib.PAD: "\u00b7", vocab_lib.BOS: "BOS", vocab_lib.EOS: "EOS",
-           vocab_lib.USER: "USER", vocab_lib.ASSISTANT: "ASSIST", vocab_lib.LISTEN: "LISTEN",
-           vocab_lib.SPEAK: "SPEAK", vocab_lib.AUDIO_END: "END"}
-  if token in known:
-    return known[token]
-  grid = vocab_lib.grid_of(token)
-  if grid:
-    return f"{grid[1]} {grid[0]}"
-  block = int(vocab_lib.block_of(vocab, np.array(token)))
-  if block == 1:
-    return piece(token - vocab.text_start)
-  return str(token - vocab.image_start) if block == 2 else f"#{token}"
 
 
 # --- pictures and sounds -----------------------------------------------------

@@ -16,7 +16,7 @@ import soundfile
 from PIL import Image
 
 from omnijax import vocab as vocab_lib
-from omnijax.evals import charts, report_style
+from omnijax.evals import charts, packing, report_style
 from omnijax.evals.directions import DIGITS, Answer, confusion
 
 if TYPE_CHECKING:
@@ -249,17 +249,18 @@ def _packing(m: Material) -> str:
   row, segment = _typical(m)
   return ("<p>Documents are packed into rows of fixed length; none sees another. A position holds "
           "one token of the main stream and perhaps one 80 ms frame of sound, heard or spoken. "
-          f"Documents alternate in shade.</p>{charts.packed(m.batch, m.vocab, _ROWS)}"
+          "Documents alternate in shade; beneath each row is where the loss is, the higher the "
+          f"more it counts.</p>{packing.packed(m.batch, m.vocab, _ROWS)}"
           "<h3>One document, position by position</h3><p class=\"note\">Numbers are codes, a dot "
           "is nothing there. Tokens in italics are given, not learnt.</p>"
-          + charts.document(m.batch, row, segment, m.vocab, m.piece))
+          + packing.document(m.batch, row, segment, m.vocab, m.piece))
 
 
 def _typical(m: Material) -> tuple[int, int]:
   """The document of most different kinds, and of those the shortest."""
   best = (0, 0, 0, 1)
   for row in range(min(_ROWS, len(m.batch["main"]))):
-    kind_S = np.array(charts.kinds(m.batch, row, m.vocab))
+    kind_S = np.array(packing.kinds(m.batch, row, m.vocab))
     segment_S = m.batch["segment"][row]
     for segment in range(1, int(segment_S.max()) + 1):
       mine = kind_S[segment_S == segment]

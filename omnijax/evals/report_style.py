@@ -81,6 +81,7 @@ border-radius:3px;margin-right:6px;vertical-align:-1px}
 var(--card));border:2px solid var(--paper);padding:3px 5px;text-align:center;white-space:nowrap;
 vertical-align:top;line-height:1.35}.document th{padding-right:10px;font-weight:500;
 color:var(--soft);vertical-align:top}.document .quiet{font-style:italic;opacity:.75}
+.document td.weight{background:none;color:var(--soft)}
 .tables{display:flex;flex-wrap:wrap;gap:28px;margin-top:24px;align-items:flex-start}
 .figures caption{font-weight:600;color:var(--ink);font-size:.95rem}.figures th{font-weight:400}
 .figures td{text-align:right}.prose td{vertical-align:top}
@@ -101,8 +102,10 @@ b.classList.add('playing');a.play()}})
 """
 
 
-def page(title: str, body: str) -> str:
-  """A whole document in the look of a report."""
+def page(title: str, body: str, css: str = "") -> str:
+  """A whole document in the look of a report; css: rules of its own."""
   title = html.escape(title)
-  return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
-          f"<style>{CSS}</style><main><h1>{title}</h1>{body}</main></html>\n")
+  return (f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+          '<meta name="viewport" content="width=device-width,initial-scale=1">'
+          f"<title>{title}</title><style>{CSS}{css}</style></head>"
+          f"<body><main><h1>{title}</h1>{body}</main></body></html>\n")

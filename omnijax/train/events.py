@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from omnijax import config as config_lib
+from omnijax import experiment
 
 Event = dict[str, Any]
 
@@ -25,6 +26,27 @@ def first_row(events: Sequence[Event], step: int, rows: int) -> int:
     return step * rows
   last = events[-1]
   return last["row"] + (step - last["step"]) * rows
+
+
+def at(events: Sequence[Event], step: int, run: config_lib.Run
+       ) -> tuple[list[Event], config_lib.Run, bool]:
+  """The events and the settings under which the batch of a step was read.
+
+  Args:
+    events: all of a run, in their order.
+    step: of the batch.
+    run: the settings after all events.
+
+  Returns:
+    The events until then, the run with what changed later as it was before, and whether the records
+    are still the same.
+  """
+  until = [e for e in events if e["step"] <= step]
+  was: dict[str, Any] = {}
+  for event in reversed(events[len(until) :]):
+    was |= {name: old for name, (old, _) in event.get("settings", {}).items()}
+  same = was.pop("records", None) is None
+  return until, experiment.changed(run, {k: v for k, v in was.items() if v is not None}), same
 
 
 def went_back(events: Sequence[Event], step: int, done: int, rows: int) -> Event:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from omnijax import vocab as vocab_lib
-from omnijax.evals import charts, directions, report, report_html
+from omnijax.evals import charts, directions, packing, report, report_html
 from tests.evals import specimen
 
 _VOID = {"meta", "img", "br"}
@@ -109,8 +109,8 @@ def test_text_of_others_is_escaped(made):
 
 def test_kinds_of_positions():
   batch = specimen.batch()
-  kinds = np.array(charts.kinds(batch, 0, specimen.VOCAB))
-  assert set(kinds) == {*charts.KINDS, ""}
+  kinds = np.array(packing.kinds(batch, 0, specimen.VOCAB))
+  assert set(kinds) == {*packing.KINDS, ""}
   np.testing.assert_array_equal(kinds == "", batch["segment"][0] == 0)
   frames = {}  # by segment
   for at in batch["frame_at"][0]:

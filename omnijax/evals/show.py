@@ -1,0 +1,184 @@
+"""The batch of a step of training as a page: what it is made of, read back from its arrays.
+
+The batch is that of `Loader.iterate`, from the row of the plan that `events.first_row` tells: what
+training calls, and as training calls it.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omnijax import config as config_lib
+from omnijax import experiment as experiment_lib
+from omnijax import vocab as vocab_lib
+from omnijax.checkpoint import identity as identity_lib
+from omnijax.data import loader as loader_lib
+from omnijax.evals import media as media_lib
+from omnijax.evals import segments, show_html
+from omnijax.job import saved
+from omnijax.tokenizers import load as tokenizers_lib
+from omnijax.train import events as events_lib
+
+ROWS = 4  # shown, if nothing else is said
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+  """One document of a row: what the plan says of it, and what is in the arrays."""
+
+  placed: loader_lib.Placed
+  pieces: list[segments.Piece]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+  """All that a page shows.
+
+  batch: the first rows of the global batch, as training gets them.
+  rows: their documents.
+  everything: the documents of all rows of the global batch.
+  first: row of the plan that the batch begins with.
+  stats: of the loader, there.
+  notes: what else to know about the step.
+  media: pictures and sounds by `media.key` of their codes.
+  rate, frame_s: of sounds: samples of a second, seconds of a frame.
+  """
+
+  run: config_lib.Run
+  step: int
+  first: int
+  vocab: vocab_lib.Vocab
+  batch: Mapping[str, np.ndarray]
+  rows: list[list[Document]]
+  everything: list[loader_lib.Placed]
+  stats: Mapping[str, Any]
+  notes: Sequence[str]
+  media: Mapping[bytes, np.ndarray]
+  rate: int
+  frame_s: float
+  text: Any  # tokenizer
+
+
+def show(path: Path, run: config_lib.Run | None, step: int, rows: int, out: Path | None) -> Path:
+  """Writes the page of a step and tells where it is.
+
+  Args:
+    path: of the experiment, or the directory of a run.
+    run: of the experiment; None for the directory of a run.
+    step: from 0, as in metrics.jsonl.
+    rows: of the global batch, at most so many.
+    out: the page; by default it is in the current directory, named after run and step.
+
+  Raises:
+    ValueError: no such run, step or records.
+  """
+  if step < 0 or rows < 1:
+    raise ValueError(f"--step is {step} and --rows {rows}; wanted a step from 0 on, and at least "
+                     "one row.")
+  made = _Made([], "", [])
+  if run is None:
+    run, made = _of_run(path, step)
+  tokenizers = tokenizers_lib.load_all(run.tokenizers)
+  vocab = tokenizers_lib.vocab_of(tokenizers, run.tokenizers)
+  shown = collect(run, step, rows, tokenizers, vocab, made.events, made.data, made.notes)
+  out = Path(f"{run.name}_step_{step}.html") if out is None else out
+  part = out.with_suffix(".part")
+  try:
+    part.write_text(show_html.page(shown), "utf-8")
+    part.replace(out)
+  except OSError as error:
+    raise ValueError(f"{out} can't be written ({error.strerror}); name another file with --out."
+                     ) from error
+  print(f"{out}: step {step} of {run.name}, rows 0 to {len(shown.rows) - 1} of {run.data.rows}, "
+        f"{sum(map(len, shown.rows))} documents; open it in a browser.")
+  return out
+
+
+@dataclasses.dataclass(frozen=True)
+class _Made:
+  """What the directory of a run tells: events until the step, fingerprint of the data, notes."""
+
+  events: list[events_lib.Event]
+  data: str
+  notes: list[str]
+
+
+def _of_run(run_dir: Path, step: int) -> tuple[config_lib.Run, _Made]:
+  """The settings of a run as they were at a step, and what happened to it until then.
+
+  What happened is saved with checkpoints: what the newest doesn't know yet is unknown here, too.
+  """
+  path = run_dir / "config.json"
+  if not path.is_file():
+    raise ValueError(f"{run_dir} is no run: there is no {path.name}; name a directory that "
+                     "`omnijax train --run-dir` wrote, or an experiment file.")
+  run, notes = experiment_lib.load(path), list[str]()
+  happened, identity = list[events_lib.Event](), None
+  for saved_step in reversed(saved.steps(run_dir / "checkpoints")):
+    where = run_dir / "checkpoints" / str(saved_step)
+    found = identity_lib.read(where)
+    if found is not None:
+      identity, happened = identity_lib.parse(found, where), list(found["events"])
+      # What the run has changed since is no event before it is saved, but will be one.
+      new = events_lib.changed(happened, saved_step, identity.run, run, ("", ""))
+      happened += [] if new is None else [new]
+      notes.append(f"What happened to the run is known up to its newest checkpoint, {saved_step}.")
+      break
+  until, run, same = events_lib.at(happened, step, run)
+  if not same:
+    raise ValueError(f"{run_dir} read other records at step {step} than it does now; they can't be "
+                     "shown: choose a later step.")
+  for event in until:
+    told = f"from step {event['from']} to {event['step']}" if "from" in event else (
+      f"at step {event['step']}: " + ", ".join(f"{k} {old} \u2192 {new}" for k, (old, new)
+                                               in event["settings"].items()))
+    notes.append(f"The run {event['kind']} {told}; from there on batches begin with row "
+                 f"{event['row']} of the plan.")
+  if step >= run.train.steps:
+    notes.append(f"The run ends after step {run.train.steps - 1}: this is what would come next.")
+  data = ""
+  if identity is not None and not any(
+      name.startswith("data.") for name in events_lib.settings(identity.run, run)):
+    data = identity.data
+  return run, _Made(until, data, notes)
+
+
+def collect(run: config_lib.Run, step: int, rows: int, tokenizers: Any, vocab: vocab_lib.Vocab,
+            events: Sequence[events_lib.Event] = (), fingerprint: str = "",
+            notes: Sequence[str] = ()) -> Shown:
+  """Everything about the batch of a step.
+
+  Args:
+    run: its settings at that step.
+    step: from 0.
+    rows: of the global batch, at most so many.
+    tokenizers: has text, image and audio, with `decode`.
+    vocab: of the model.
+    events: of the run, until then.
+    fingerprint: that the data had, if known.
+    notes: for the page.
+  """
+  # The same rows come from whatever makes them ahead, so nothing does.
+  data = dataclasses.replace(run.data, workers=0, read_threads=0, prefetch=0)
+  prints = {name: getattr(tokenizers, name).fingerprint for name in vocab_lib.MODALITIES}
+  rows = min(rows, data.rows)
+  loader = loader_lib.Loader(data, vocab, seed=run.train.seed, mine=range(rows), tokenizers=prints)
+  if fingerprint and fingerprint != loader.fingerprint:
+    raise ValueError(f"the records of {', '.join(data.sources)} are not those that the run was "
+                     "trained on; prepare them as they were.")
+  first = events_lib.first_row(events, step, data.rows)
+  (batch,) = loader.iterate(step, step + 1, first)
+  placed = [loader.placed(first + i) for i in range(data.rows)]
+  found = [[Document(one, segments.read(batch, row, segment, data, vocab, one.task))
+            for segment, one in enumerate(placed[row], 1)] for row in range(rows)]
+  audio = tokenizers.audio
+  pieces = [piece for documents in found for d in documents for piece in d.pieces]
+  media = media_lib.decoded([p.ids for p in pieces if p.kind == "image"],
+                            [segments.audible(s, vocab) for p in pieces for s in p.sounds],
+                            tokenizers)
+  return Shown(run, step, first, vocab, batch, found, [p for some in placed for p in some],
+               loader.stats(row=first), notes, media, audio.sample_rate,
+               audio.frame_size / audio.sample_rate, tokenizers.text)
