@@ -222,7 +222,7 @@ def _quickstart(args: argparse.Namespace, _: list[str]) -> None:
 
 def _prepare(args: argparse.Namespace, _: list[str]) -> None:
   from omnijax.data import encode, local, prepare, ray_engine
-  #   from omnijax.evals import source_report
+  from omnijax.evals import source_report
   from omnijax.tokenizers import load
 
   found = load.load_all(config.Tokenizers(text=args.text, image=args.image, audio=args.audio))
@@ -230,7 +230,7 @@ def _prepare(args: argparse.Namespace, _: list[str]) -> None:
     args.source, args.out, tokenizers=encode.Tokenizers(*found),
     choices=prepare.Choices(args.image_size, args.heldout, args.dedup), strict=args.strict,
     engine=ray_engine.Ray if args.engine == "ray" else local.Local, processes=args.processes)
-  # source_report.write(args.out, found, args.source)
+  source_report.write(args.out, found, args.source)
 
 
 def _data_show(args: argparse.Namespace, fields: list[str]) -> None:

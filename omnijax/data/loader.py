@@ -197,6 +197,11 @@ class Loader:
                         int(positions[0]), int(frames[0])))
     return out
 
+  def epochs(self, row: int) -> dict[str, tuple[float, float]]:
+    """Passes over each source between which the documents of a row of the plan are drawn."""
+    ends = (self._plan.epochs(row, begun=begun) for begun in (True, False))
+    return dict(zip(self._names, zip(*ends, strict=True), strict=True))
+
   def stats(self, step: int = 0, row: int | None = None) -> dict[str, Any]:
     """How well the rows around a step are filled, and how far it is through each source.
 

@@ -191,9 +191,9 @@ class Plan:
     return list(zip(w.source[span].tolist(), w.document[span].tolist(), w.task[span].tolist(),
                     w.dropped[span].tolist(), strict=True))
 
-  def epochs(self, number: int) -> list[float]:
-    """Passes over each source when the window of a row has ended."""
-    end = np.array([(self._window_of(number) + 1) * self._data.window])
+  def epochs(self, number: int, *, begun: bool = False) -> list[float]:
+    """Passes over each source when the window of a row has ended, or when it has begun."""
+    end = np.array([(self._window_of(number) + (not begun)) * self._data.window])
     if self._mixture is None:
       return [min(1.0, end[0] / sum(self.sizes))] * len(self.sizes)
     share = np.asarray(self._mixture.shares) / sum(self._mixture.shares)

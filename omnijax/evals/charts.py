@@ -105,6 +105,31 @@ def points(found: Sequence[Point], *, title: str, x_label: str, y_label: str) ->
   return _svg(out, title)
 
 
+def bars(edges: Sequence[float], counts: Sequence[int], *, colour: str, title: str, x_label: str,
+         y_label: str) -> str:
+  """A histogram as SVG: bars of one width, each between two edges that are written beneath.
+
+  Axes carry the units; `title` is read out by screen readers together with every bar.
+  """
+  first = next((i for i, n in enumerate(counts) if n), 0)
+  edges, counts = edges[first:], counts[first:]
+  top = max(counts) * 1.05 or 1.0
+  px, py = _scales(0.0, float(len(counts)), 0.0, top)
+  every = -(-len(edges) // 8)
+  out = _axes(px, py, [(float(i), _short(edges[i])) for i in range(0, len(edges), every)],
+              [(y, _short(y)) for y in _ticks(0.0, top, 5) if y == int(y)], x_label, y_label)
+  said = []
+  for i, n in enumerate(counts):
+    between = f"{edges[i]:,} to {edges[i + 1] - 1:,}" if edges[i + 1] - edges[i] > 1 else (
+      f"{edges[i]:,}")
+    if n:
+      out.append(f'<rect style="fill:var({colour})" x="{px(i) + 1:.1f}" y="{py(n):.1f}" '
+                 f'width="{px(i + 1) - px(i) - 2:.1f}" height="{py(0) - py(n):.1f}"><title>'
+                 f"{between}: {n:,}</title></rect>")
+      said.append(f"{between}: {n:,}")
+  return _svg(out, f"{title}: {'; '.join(said)}")
+
+
 def _scales(x_low: float, x_top: float, y_low: float, y_top: float
             ) -> tuple[Callable[..., Any], Callable[..., Any]]:
   px = lambda x: _LEFT + (_W - _LEFT - _RIGHT) * (x - x_low) / (x_top - x_low)

@@ -65,8 +65,35 @@ def sound(wave_L: np.ndarray, rate: int, name: str) -> str:
           "</span>")
 
 
+def at(seconds: float) -> str:
+  """A time in a sound; words may come before it begins."""
+  return f"{seconds:.2f} s" if seconds >= 0 else f"{-seconds:.2f} s before"
+
+
+def table(name: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """A table with a name; cells are HTML, the first of each row is its heading."""
+  cells = "".join(
+    f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{c}</td>" for c in rest) + "</tr>"
+    for first, *rest in rows)
+  name = html.escape(name, quote=True)
+  return (f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">'
+          f'<table class="scores"><caption>{name}</caption><thead><tr>'
+          + "".join(f'<th scope="col">{h}</th>' for h in head)
+          + f"</tr></thead><tbody>{cells}</tbody></table></div>")
+
+
 CSS = """
 img.shown{image-rendering:pixelated;border-radius:6px;display:block;max-width:100%;height:auto}
 .heard{display:inline-grid;gap:4px;max-width:100%}.heard img{height:48px;max-width:100%;
 border-radius:6px}.heard audio{width:280px;max-width:100%;height:34px}
+.flow{display:flex;flex-wrap:wrap;gap:6px;align-items:center}
+.piece{display:inline-flex;flex-wrap:wrap;gap:4px 8px;align-items:center;max-width:100%;
+border:1px solid color-mix(in srgb,var(--c) 60%,var(--edge));border-radius:8px;padding:3px 8px;
+background:color-mix(in srgb,var(--c) 16%,var(--card));overflow-wrap:anywhere}
+.piece q{white-space:pre-wrap;quotes:none;font-weight:600}
+.piece small{color:var(--soft);font-size:.76rem}.piece.quiet{border-style:dashed;
+background:var(--card)}.piece.quiet q{font-weight:400}
+.frames{padding:8px 10px}.side{display:grid;gap:4px}
+.words{list-style:none;display:flex;flex-wrap:wrap;gap:4px 10px;margin:0;padding:0}
+.words time{color:var(--soft);font-size:.76rem;font-variant-numeric:tabular-nums}
 """

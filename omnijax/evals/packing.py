@@ -44,7 +44,7 @@ def _frames_of(batch: Mapping[str, np.ndarray], row: int, group: slice, vocab: v
 
 
 # Beneath each row, where the loss is: of main tokens, and of the codes of speech.
-_LEARNT = (("learnt: main token", "--ink"), ("learnt: codes of speech", "--accent"))
+_LEARNT = (("learnt: main token", "--ink"), ("learnt: codes of speech", "--speak"))
 
 
 def packed(batch: Mapping[str, np.ndarray], vocab: vocab_lib.Vocab, rows: int,

@@ -107,5 +107,5 @@ def page(title: str, body: str, css: str = "") -> str:
   title = html.escape(title)
   return (f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
           '<meta name="viewport" content="width=device-width,initial-scale=1">'
-          f"<title>{title}</title><style>{CSS}{css}</style></head>"
+          f"<title>{title}</title><style>{CSS}main{{padding-top:28px}}{css}</style></head>"
           f"<body><main><h1>{title}</h1>{body}</main></body></html>\n")

@@ -29,7 +29,8 @@ class Piece:
   """A stretch of a document that is one thing: a control token, text, a picture, or frames.
 
   `weight` is the loss weight of its main tokens, least and most. Frames have their `sounds`, and
-  the `words` of the main stream beside them: (frame of the sound, id of a piece of text).
+  the `words` of the main stream beside them: (frame of the sound, main token), the end of the sound
+  included where it is there.
   """
 
   kind: str  # control, text, image, audio
@@ -118,8 +119,7 @@ def _sounds(batch: Mapping[str, np.ndarray], row: int, span: slice, data: config
       codes = np.concatenate([group[lead : lead + T, :1], group[late : late + T, 1:]], 1)
       sounds.append(Sound(kind, codes, int((codes == none).sum()), n_learnt))
   main_n = batch["main"][row, span]
-  is_word = vocab_lib.block_of(vocab, main_n) == 1
-  words = tuple((int(i) - lead, int(main_n[i]) - vocab.text_start) for i in np.flatnonzero(is_word))
+  words = tuple((int(i) - lead, int(main_n[i])) for i in np.flatnonzero(main_n != vocab_lib.PAD))
   return tuple(sounds), words
 
 

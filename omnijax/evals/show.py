@@ -42,6 +42,7 @@ class Shown:
   everything: the documents of all rows of the global batch.
   first: row of the plan that the batch begins with.
   stats: of the loader, there.
+  epochs: passes over each source, from and to, of which its documents are.
   notes: what else to know about the step.
   media: pictures and sounds by `media.key` of their codes.
   rate, frame_s: of sounds: samples of a second, seconds of a frame.
@@ -55,6 +56,7 @@ class Shown:
   rows: list[list[Document]]
   everything: list[loader_lib.Placed]
   stats: Mapping[str, Any]
+  epochs: Mapping[str, tuple[float, float]]
   notes: Sequence[str]
   media: Mapping[bytes, np.ndarray]
   rate: int
@@ -180,5 +182,5 @@ def collect(run: config_lib.Run, step: int, rows: int, tokenizers: Any, vocab: v
                             [segments.audible(s, vocab) for p in pieces for s in p.sounds],
                             tokenizers)
   return Shown(run, step, first, vocab, batch, found, [p for some in placed for p in some],
-               loader.stats(row=first), notes, media, audio.sample_rate,
+               loader.stats(row=first), loader.epochs(first), notes, media, audio.sample_rate,
                audio.frame_size / audio.sample_rate, tokenizers.text)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import html
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -65,17 +64,6 @@ def _facts(m: Shown) -> str:
           + "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for v, k in facts) + "</dl>")
 
 
-def _table(name: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """A table with a name; cells are HTML, the first of each row is its heading."""
-  cells = "".join(
-    f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{c}</td>" for c in rest) + "</tr>"
-    for first, *rest in rows)
-  return (f'<div class="scroll" tabindex="0" role="region" aria-label="{_esc(name, quote=True)}">'
-          f'<table class="scores"><caption>{_esc(name)}</caption><thead><tr>'
-          + "".join(f'<th scope="col">{h}</th>' for h in head)
-          + f"</tr></thead><tbody>{cells}</tbody></table></div>")
-
-
 def _bar(n: float, of: float) -> str:
   share = n / max(of, 1)
   return f'<span class="bar"><b>{share:.1%}</b><i style="--w:{share:.3f}"></i></span>'
@@ -92,24 +80,24 @@ def _budgets(m: Shown) -> str:
                  f"{used} of {S} {_bar(used, S)}", f"{1 - used / S:.1%}",
                  f"{frames} of {F} {_bar(frames, F)}", f"{learnt}", f"{codes}"])
   head = ("row", "documents", "positions", "padding", "frames", "learnt positions", "learnt frames")
-  return _table("What fills each row", head, rows)
+  return media.table("What fills each row", head, rows)
 
 
 def _sources(m: Shown) -> str:
   total = sum(d.positions for d in m.everything)
   rows = []
-  for name, epochs in m.stats["epochs"].items():
+  for name, (low, high) in m.epochs.items():
     mine = [d for d in m.everything if d.source == name]
     tasks = collections.Counter(d.task for d in mine)
     positions = sum(d.positions for d in mine)
     unfit = sum(m.stats["unfit"][name].values())
     rows.append([
-      f"<code>{_esc(name)}</code>", f"{m.stats['documents'][name]:,}", f"{epochs:.3g}",
+      f"<code>{_esc(name)}</code>", f"{m.stats['documents'][name]:,}", f"{low:.4g} to {high:.4g}",
       f"{unfit:,}", f"{len(mine)}", f"{positions:,} {_bar(positions, total)}",
       f"{sum(d.frames for d in mine):,}",
       ", ".join(f"{task} {n}" for task, n in tasks.most_common()) or "none"])
-  return _table("Of the whole batch", (
-    "source", "documents it has", "epochs until here", "fit no row", "documents in this batch",
+  return media.table("Of the whole batch", (
+    "source", "documents it has", "of the epochs", "fit no row", "documents in this batch",
     "positions", "frames", "tasks"), rows)
 
 
@@ -189,14 +177,14 @@ def _sound(m: Shown, piece: segments.Piece) -> str:
     played = media.sound(m.media[media.key(segments.audible(s, m.vocab))], m.rate,
                          f"{s.kind}, {T} frames, decoded")
     told = f"{s.kind}: {T} frames, {T * seconds:.2f} s; " + (
-      f"codes of {s.learnt} frames are learnt" if s.learnt else "its codes are only read")
+      f"{s.learnt} of {s.codes.size} codes are learnt" if s.learnt else "its codes are only read")
     if s.hidden:
       told += (f"; {s.hidden / s.codes.size:.0%} of its codes are hidden from the model, which are "
                "played as the nearest that are not")
     out.append(f'<span class="side" style="--c:var({packing.KINDS[s.kind]})">{played}'
                f"<small>{told}</small></span>")
-  words = "".join(f"<li><time>{_at(frame * seconds)}</time> "
-                  f"<q>{_esc(m.text.decode([token]))}</q></li>" for frame, token in piece.words)
+  words = "".join(f"<li><time>{media.at(frame * seconds)}</time> "
+                  f"{_word(m, token)}</li>" for frame, token in piece.words)
   inner = (f'<ol class="words" aria-label="words beside the frames">{words}</ol>' if words else
            "<small>no words beside these frames</small>")
   kind = piece.sounds[0].kind
@@ -205,22 +193,13 @@ def _sound(m: Shown, piece: segments.Piece) -> str:
           f"{inner}<small>main tokens \u00d7{_weight(piece.weight)}</small></div>")
 
 
-def _at(seconds: float) -> str:
-  return f"{seconds:.2f} s" if seconds >= 0 else f"{-seconds:.2f} s before"
+def _word(m: Shown, token: int) -> str:
+  name = _esc(packing.name(token, m.vocab, lambda i: m.text.decode([i])))
+  return f"<q>{name}</q>" if token >= m.vocab.text_start else name
 
 
 _CSS = """
 .packed a:focus-visible rect{stroke:var(--accent);stroke-width:3}
-.flow{display:flex;flex-wrap:wrap;gap:6px;align-items:center}
-.piece{display:inline-flex;flex-wrap:wrap;gap:4px 8px;align-items:center;max-width:100%;
-border:1px solid color-mix(in srgb,var(--c) 60%,var(--edge));border-radius:8px;padding:3px 8px;
-background:color-mix(in srgb,var(--c) 16%,var(--card));overflow-wrap:anywhere}
-.piece q{white-space:pre-wrap;quotes:none;font-weight:600}
-.piece small{color:var(--soft);font-size:.76rem}.piece.quiet{border-style:dashed;
-background:var(--card)}.piece.quiet q{font-weight:400}
-.frames{padding:8px 10px}.side{display:grid;gap:4px}
-.words{list-style:none;display:flex;flex-wrap:wrap;gap:4px 10px;margin:0;padding:0}
-.words time{color:var(--soft);font-size:.76rem;font-variant-numeric:tabular-nums}
 article:target{outline:3px solid var(--accent)}
 .scores td .bar{display:inline-block;min-width:0;white-space:nowrap;margin-left:8px}
 """
