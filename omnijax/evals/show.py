@@ -80,12 +80,12 @@ def show(path: Path, run: config_lib.Run | None, step: int, rows: int, out: Path
   if step < 0 or rows < 1:
     raise ValueError(f"--step is {step} and --rows {rows}; wanted a step from 0 on, and at least "
                      "one row.")
-  made = _Made([], "", [])
+  past = Past([], "", [])
   if run is None:
-    run, made = _of_run(path, step)
+    run, past = of_run(path, step)
   tokenizers = tokenizers_lib.load_all(run.tokenizers)
   vocab = tokenizers_lib.vocab_of(tokenizers, run.tokenizers)
-  shown = collect(run, step, rows, tokenizers, vocab, made.events, made.data, made.notes)
+  shown = collect(run, step, rows, tokenizers, vocab, past.events, past.data, past.notes)
   out = Path(f"{run.name}_step_{step}.html") if out is None else out
   part = out.with_suffix(".part")
   try:
@@ -100,7 +100,7 @@ def show(path: Path, run: config_lib.Run | None, step: int, rows: int, out: Path
 
 
 @dataclasses.dataclass(frozen=True)
-class _Made:
+class Past:
   """What the directory of a run tells: events until the step, fingerprint of the data, notes."""
 
   events: list[events_lib.Event]
@@ -108,7 +108,7 @@ class _Made:
   notes: list[str]
 
 
-def _of_run(run_dir: Path, step: int) -> tuple[config_lib.Run, _Made]:
+def of_run(run_dir: Path, step: int) -> tuple[config_lib.Run, Past]:
   """The settings of a run as they were at a step, and what happened to it until then.
 
   What happened is saved with checkpoints: what the newest doesn't know yet is unknown here, too.
@@ -145,7 +145,7 @@ def _of_run(run_dir: Path, step: int) -> tuple[config_lib.Run, _Made]:
   if identity is not None and not any(
       name.startswith("data.") for name in events_lib.settings(identity.run, run)):
     data = identity.data
-  return run, _Made(until, data, notes)
+  return run, Past(until, data, notes)
 
 
 def collect(run: config_lib.Run, step: int, rows: int, tokenizers: Any, vocab: vocab_lib.Vocab,

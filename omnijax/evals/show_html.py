@@ -30,14 +30,14 @@ def page(m: Shown) -> str:
   rows = len(m.rows)
   about = lambda row, segment: (f"#r{row}d{segment}", _label(m, row, segment))
   body = (
-    f'{_facts(m)}<nav aria-label="Sections"><a href="#rows">Rows</a><a href="#sources">Sources</a>'
+    f'{_facts(m)}<nav aria-label="Sections"><a href="#rows">Rows</a><a href="#from">Sources</a>'
     + "".join(f'<a href="#r{i}">Row {i}</a>' for i in range(rows)) + "</nav>"
     f'<section id="rows" aria-labelledby="rows-h"><h2 id="rows-h">Rows</h2>'
     f"<p>The first {rows} of the {m.run.data.rows} rows of the batch. Documents alternate in "
     "shade; none sees another. Each is a link to what it says. Beneath a row is where the loss "
-    f"is, the higher the more it counts.</p>{packing.packed(m.batch, m.vocab, rows, about)}"
-    f"{_budgets(m)}</section>"
-    f'<section id="sources" aria-labelledby="sources-h"><h2 id="sources-h">Sources</h2>'
+    f'is, the higher the more it counts.</p><div class="scroll">'
+    f"{packing.packed(m.batch, m.vocab, rows, about)}</div>{_budgets(m)}</section>"
+    f'<section id="from" aria-labelledby="from-h"><h2 id="from-h">Sources</h2>'
     f"{_sources(m)}{_weights(m)}</section>"
     + "".join(_row(m, i) for i in range(rows)))
   return report_style.page(f"{m.run.name}: the batch of step {m.step}", body,
@@ -97,7 +97,7 @@ def _sources(m: Shown) -> str:
       f"{sum(d.frames for d in mine):,}",
       ", ".join(f"{task} {n}" for task, n in tasks.most_common()) or "none"])
   return media.table("Of the whole batch", (
-    "source", "documents it has", "of the epochs", "fit no row", "documents in this batch",
+    "source", "documents it has", "epochs it is in", "fit no row", "documents in this batch",
     "positions", "frames", "tasks"), rows)
 
 
@@ -199,7 +199,8 @@ def _word(m: Shown, token: int) -> str:
 
 
 _CSS = """
-.packed a:focus-visible rect{stroke:var(--accent);stroke-width:3}
+.packed{min-width:600px}.packed a:focus-visible rect{stroke:var(--accent);stroke-width:3}
 article:target{outline:3px solid var(--accent)}
 .scores td .bar{display:inline-block;min-width:0;white-space:nowrap;margin-left:8px}
+.scores td .bar b{min-width:4.4em}
 """

@@ -41,6 +41,10 @@ class Image:
     patches = pixels[..., 0].reshape(B, H // 4, 4, W // 4, 4)
     return np.round(patches.mean((2, 4)) * 255).astype(np.int32)
 
+  def decode(self, codes):
+    red = np.repeat(np.repeat(codes, 4, 1), 4, 2) / 255.0
+    return np.stack([red, 0 * red, 0 * red], -1)
+
 
 class Audio:
   """Codebook q of a frame is q more than 10 times its loudest sample."""
@@ -56,6 +60,10 @@ class Audio:
     loud = np.abs(wave).reshape(B, L // FRAME, FRAME).max(-1)
     first = np.round(loud * 10).astype(np.int32)
     return np.minimum(first[..., None] + np.arange(Q + 1, dtype=np.int32), 63)
+
+  def decode(self, codes):
+    assert 0 <= codes.min() <= codes.max() < self.codes
+    return np.repeat(codes[..., 0], FRAME, 1) / 10.0
 
 
 def tokenizers():
