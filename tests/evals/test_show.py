@@ -227,6 +227,26 @@ def test_text_of_others_is_escaped(run):
   assert "<script" not in text and "&lt;script&gt;&amp;" in text and "<li>&lt;b&gt;</li>" in text
 
 
+def test_where_the_loss_is_can_be_seen(shown):
+  text = packing.packed(shown.batch, fakes.VOCAB, 4)
+  S, left, wide = shown.run.data.positions, 34, 1000 - 34
+  for colour, learnt in (("--ink", shown.batch["weight"] > 0), ("--speak", np.stack(
+      [packing.learnt_codes(shown.batch, i) > 0 for i in range(4)]))):
+    drawn = np.zeros((4, S), bool)
+    for x, y, w, h in re.findall(rf'var\({colour}\)" x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" '
+                                 r'height="([\d.]+)"/>', text):
+      start, stop = (round((float(x) + n - left) * S / wide) for n in (0, float(w)))
+      drawn[int(float(y) // 38), start:stop] = True
+      assert 0 < float(h) <= 3.2
+    np.testing.assert_array_equal(drawn, learnt)
+  frames = shown.batch["frame_weight"].any(-1).sum()
+  assert learnt.sum() == frames > 0
+  weights = re.findall(r'<td class="weight">([\d.]+)</td>', packing.document(
+    shown.batch, 0, 1, fakes.VOCAB, str))
+  want = shown.batch["weight"][0][shown.batch["segment"][0] == 1]
+  np.testing.assert_allclose([float(w) for w in weights], want, rtol=1e-2)
+
+
 @pytest.fixture
 def past(run, tmp_path, monkeypatch):
   """A run that went back from step 8 to 4, and at 6 got 8 rows and more drawings; saved at 9."""
@@ -244,13 +264,13 @@ def past(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("step, rows, draw, first", [
-  (3, 6, 1.0, 18), (5, 6, 1.0, 54), (7, 8, 3.0, 68)])
+  (3, 6, 1.0, 18), (4, 6, 1.0, 48), (5, 6, 1.0, 54), (6, 8, 3.0, 60), (7, 8, 3.0, 68)])
 def test_a_step_of_a_run_is_shown_as_it_was(past, step, rows, draw, first):
   then, known = show.of_run(past[0], step)
   assert (then.data.rows, then.data.tasks.draw) == (rows, draw)
   made = show.collect(then, step, 2, fakes.tokenizers(), fakes.VOCAB, known.events)
   assert made.first == first
-  whole = loader.Loader(then.data, fakes.VOCAB, seed=0)
+  whole = loader.Loader(dataclasses.replace(then.data, workers=0), fakes.VOCAB, seed=0)
   np.testing.assert_array_equal(made.batch["main"], next(
     whole.iterate(step, step + 1, first))["main"][:2])
   assert sum("went back from step 8 to 4" in note for note in known.notes) == (step >= 4)

@@ -21,6 +21,7 @@ from PIL import Image
 
 from omnijax import checkpoint, config
 from omnijax.data import encode, loader, prepare
+from omnijax.evals import show
 from omnijax.job import exits
 from omnijax.tokenizers import load as tokenizers_lib
 from omnijax.train import loop, metrics
@@ -311,6 +312,14 @@ def test_another_batch_size_and_mixture_are_an_event_of_the_run(records, tmp_pat
   found = checkpoint.identity.read(tmp_path / "a" / "checkpoints" / str(STEPS))
   assert found["events"] == [{"kind": "changed", "step": 6, "row": 24, "settings": {
     "data.rows": [4, 8], "data.tasks.draw": [1.0, 3.0]}}]
+  # Of each step, before and after, `omnijax data show` finds what was read.
+  for step, row, rows in ((5, 20, 4), (8, 40, 8)):
+    then, past = show.of_run(tmp_path / "a", step)
+    shown = show.collect(then, step, 1, tokenizers_lib.load_all(then.tokenizers), vocab,
+                         past.events, past.data)
+    assert (shown.first, then.data.rows, then.data.tasks.draw) == (row, rows, 1 + rows // 8 * 2)
+    if step >= 6:
+      assert np.array_equal(shown.batch["main"], read[step - 6][:1])
 
   def killed(self, step, values):
     raise exits.Again("as if killed")
