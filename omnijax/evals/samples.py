@@ -13,7 +13,7 @@ import numpy as np
 
 from omnijax import config as config_lib
 from omnijax import vocab as vocab_lib
-from omnijax.data import documents, plan
+from omnijax.data import documents, fit
 from omnijax.data.records import Records
 from omnijax.generate import command, decode, parse
 from omnijax.generate.engine import Goal, To
@@ -75,7 +75,7 @@ def _documents(run: config_lib.Run) -> Iterator[list[documents.Part]]:
   for name in run.data.heldout or run.data.sources:
     records = Records(name)
     for i in np.linspace(0, len(records) - 1, min(len(records), _LOOK)).astype(int).tolist():
-      tasks = np.flatnonzero(plan.usable(records.counts[i : i + 1], room)[0])
+      tasks = np.flatnonzero(fit.usable(records.lengths[i : i + 1], room)[0])
       if len(tasks):  # plain only where nothing else is possible
         yield documents.arrange(records.read(i), int(tasks[-1]), False)
 

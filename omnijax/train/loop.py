@@ -34,6 +34,7 @@ from omnijax.train import state as state_lib
 from omnijax.train import step as step_lib
 
 log = logging.getLogger("omnijax")
+_COUNTED = "plan.npz"  # which rows of the data are where, so that a run goes on at once
 _TRIES = 3  # to go back to the same checkpoint
 # What a disk says that is full or broken.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE)
@@ -97,6 +98,8 @@ def _train(run, r, run_dir, dog, ledger, change) -> bool:
   with processes.computing():
     state, happened = _restore_or_init(run, r, saved, change)
   first = int(state.step)
+  r.loader.recall(run_dir / _COUNTED)
+  r.loader.reach(events.first_row(happened, first, run.data.rows))
   writer = metrics_lib.Writer(run_dir, first) if jax.process_index() == 0 else None
   log.info("starting at step %d: %.2fM parameters, mesh %s, %s", first,
            state_lib.parameter_count(state.model) / 1e6,
@@ -256,6 +259,8 @@ class _Steps:
   def _begin_save(self, done: int, state: state_lib.TrainState) -> None:
     if self._run.train.replicas_every:
       replicas.check(state)
+    if jax.process_index() == 0:
+      self._r.loader.keep(self._run_dir / _COUNTED)
     loss = self._heldout[1] if self._heldout is not None and self._heldout[0] == done else None
     self._saved.save(done, state.model, _rest(state), self._events, loss)
 

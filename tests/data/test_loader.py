@@ -242,5 +242,8 @@ def test_mismatches_name_both_values(root, data, tmp_path):
 
 
 def test_what_fits_no_row_is_said(data, caplog):
-  make(dataclasses.replace(data, positions=40, frames=40))
-  assert "need more than Data.positions 40" in caplog.text
+  caplog.set_level("INFO")
+  made = make(dataclasses.replace(data, positions=13, frames=13))
+  assert "documents are longer than a row: cut into" in caplog.text
+  assert "fit no row of 13 positions and 13 frames, and have parts that can't be cut" in caplog.text
+  assert made.stats()["unfit"][data.sources[0]] > 0
