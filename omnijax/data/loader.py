@@ -29,15 +29,17 @@ _log = logging.getLogger(__name__)
 _FAR = 10_000  # steps ahead that are worth other processes
 
 
-def empty_row(data: config_lib.Data, vocab: vocab_lib.Vocab) -> Batch:
-  """A row without documents; see DESIGN section 3."""
+def empty_row(data: config_lib.Data, vocab: vocab_lib.Vocab, several: bool = False) -> Batch:
+  """A row without documents; see DESIGN section 3. `several` sources are told apart, too."""
   S, F, Q = data.positions, data.frames, vocab.codebooks
-  return {
+  P = data.depth_frames or F
+  sources = {"source": np.zeros(S, np.int16), "frame_source": np.zeros(P, np.int16)}
+  return {**(sources if several else {}),
     "main": np.full(S, vocab_lib.PAD, np.int32), "modality": np.zeros(S, np.int8),
     "segment": np.zeros(S, np.int32), "position": np.zeros((S, 3), np.int32),
     "weight": np.zeros(S, np.float32), "frame_at": np.full(F, S, np.int32),
     "frames": np.full((F, 2 * Q), vocab.no_code, np.int32),
-    "frame_weight": np.zeros((data.depth_frames or F, Q), np.float32)}
+    "frame_weight": np.zeros((P, Q), np.float32)}
 
 
 def assemble(rendered: Sequence[documents.Streams], data: config_lib.Data, vocab: vocab_lib.Vocab,
@@ -58,7 +60,8 @@ def assemble(rendered: Sequence[documents.Streams], data: config_lib.Data, vocab
 
 
 def fill(writers: Sequence[Callable[[documents.Streams, int, int], tuple[int, int]]],
-         data: config_lib.Data, vocab: vocab_lib.Vocab, rng: np.random.Generator) -> Batch:
+         data: config_lib.Data, vocab: vocab_lib.Vocab, rng: np.random.Generator,
+         sources: Sequence[int] | None = None) -> Batch:
   """One row of documents that write themselves into it, as segments 1, 2, ...
 
   With `data.depth_frames`, frames with targets come first. `rng` draws which of them keep their
@@ -66,17 +69,22 @@ def fill(writers: Sequence[Callable[[documents.Streams, int, int], tuple[int, in
 
   Args:
     writers: each gets the row, the position and the frame to begin at; returns those behind it.
+    sources: the number of each one's source, if there are several.
   """
-  row = empty_row(data, vocab)
+  row = empty_row(data, vocab, sources is not None)
   weight_FQ = (np.zeros((data.frames, vocab.codebooks), np.float32) if data.depth_frames
                else row["frame_weight"])
   streams = documents.Streams(frame_weight=weight_FQ, **{
     name: row[name] for name in ("main", "modality", "position", "weight", "frame_at", "frames")})
+  source_F = np.zeros(data.frames, np.int16)
   at = frame = 0
   for segment, write in enumerate(writers, 1):
-    start = at
+    start, first = at, frame
     at, frame = write(streams, at, frame)
     row["segment"][start:at] = segment
+    if sources is not None:
+      row["source"][start:at] = sources[segment - 1]
+      source_F[first:frame] = sources[segment - 1]
   if data.depth_frames:
     spoken = np.flatnonzero(weight_FQ.any(1))
     if len(spoken) > data.depth_frames:
@@ -86,6 +94,9 @@ def fill(writers: Sequence[Callable[[documents.Streams, int, int], tuple[int, in
     weight_FQ = weight_FQ[order_F] * first_F[order_F, None]
     row["frame_at"], row["frames"] = row["frame_at"][order_F], row["frames"][order_F]
     row["frame_weight"][:] = weight_FQ[: len(row["frame_weight"])]
+    source_F = source_F[order_F]
+  if sources is not None:
+    row["frame_source"][:] = source_F[: len(row["frame_source"])]
   if data.listen_dropout:
     heard_FQ = row["frames"][:, vocab.codebooks :]
     heard_FQ[rng.random(heard_FQ.shape) < data.listen_dropout] = vocab.no_code
@@ -97,7 +108,8 @@ class Loader:
 
   A batch is a dict of numpy arrays with this host's B rows: main, modality, segment [B, S];
   position [B, S, 3]; weight [B, S]; frame_at [B, F]; frames [B, F, 2Q]; frame_weight [B, P, Q],
-  of the first P frames: `data.depth_frames`, or all.
+  of the first P frames: `data.depth_frames`, or all. Of several sources also source [B, S] and
+  frame_source [B, P], their numbers.
 
   Args:
     data: what to read and how to pack it.
@@ -257,7 +269,7 @@ class _Rows:
       members = self._plan.row(number)
     except IndexError as error:
       if self._once:
-        return empty_row(self._data, self._vocab)
+        return empty_row(self._data, self._vocab, len(self._records) > 1)
       raise ValueError(f"the data run out in step {number // self._data.rows + 1}: all sources "
                        "have been passed over as often as Data.epochs "
                        f"{self._data.epochs} says; raise it, or lower Train.steps.") from error
@@ -266,8 +278,9 @@ class _Rows:
       return lambda row, at, frame: documents.render_into(
         row, at, frame, parts, task, dropped, self._data, self._vocab)
 
+    several = [source for source, *_ in members] if len(self._records) > 1 else None
     return fill([writer(*member) for member in members], self._data, self._vocab,
-                np.random.default_rng(key(self._seed, number)))
+                np.random.default_rng(key(self._seed, number)), several)
 
 
 def _begin_worker(index: int, count: int) -> None:

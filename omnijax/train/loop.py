@@ -359,4 +359,5 @@ def _evaluate(run, r, state, preemption=None, dog=None) -> dict[str, Any] | None
       return None
   values: dict[str, Any] = {"eval/loss": loss_lib.mean(total["sums"], total["dens"], run.loss)}
   values |= metrics_lib.losses(total["sums"], total["dens"], "eval/loss/")
+  values |= metrics_lib.by_source(total["sums"], total["dens"], run.data.heldout, "eval/loss/")
   return values | line_lib.physical(r.vocab, r.tokenizers, values, None, "eval/loss/")

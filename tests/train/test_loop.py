@@ -325,6 +325,24 @@ def test_another_batch_size_and_mixture_are_an_event_of_the_run(records, tmp_pat
   assert losses(tmp_path / "a") == losses(tmp_path / "b")
 
 
+def test_several_sources_are_told_apart_in_the_metrics(records, tmp_path):
+  shutil.copytree(records, tmp_path / "more")
+  run = make_run(records, train=config.Train(steps=2), eval=config.Eval(every=2, batches=2))
+  sources = (str(records), str(tmp_path / "more"))
+  run = dataclasses.replace(run, data=dataclasses.replace(
+    run.data, sources=sources, weights=(1.0, 3.0), heldout=sources))
+  loop.train(run, tmp_path / "run")
+  names = metrics.labels(sources)
+  assert names[1] == "more"
+  for line in metrics.read(tmp_path / "run"):
+    both = [line[f"loss/source/{name}"] for name in names]
+    assert min(both) < line["loss"] < max(both) and both[0] != both[1]
+    used = [line[f"tokens/{name}"] for name in names]
+    assert sum(used) == round(line["tokens_per_s"] * line["step_s"]) and used[0] < used[1]
+  held = json.loads((tmp_path / "run" / "eval.jsonl").read_text().splitlines()[0])
+  assert all(held[f"eval/loss/source/{name}"] for name in names)
+
+
 def test_other_records_of_the_same_name_are_refused(records, tmp_path):
   shutil.copytree(records, tmp_path / "records")
   run = make_run(tmp_path / "records", train=config.Train(steps=2), eval=config.Eval(every=0))
