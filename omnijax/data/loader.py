@@ -18,7 +18,7 @@ from rich import console, progress
 from omnijax import config as config_lib
 from omnijax import host
 from omnijax import vocab as vocab_lib
-from omnijax.data import ahead, cut, documents, fit
+from omnijax.data import ahead, cut, documents, fit, forecast
 from omnijax.data.order import key
 from omnijax.data.plan import Plan
 from omnijax.data.records import Records
@@ -165,6 +165,16 @@ class Loader:
     """Batches in one pass; None of an endless loader."""
     rows = self._plan.rows
     return None if rows is None else -(-rows // self._data.rows)
+
+  def forecast(self, steps: int) -> str:
+    """What so many steps will read, in a sentence.
+
+    Raises:
+      ValueError: there are no data for so many steps.
+    """
+    lengths = [r.lengths for r in self.records]
+    return forecast.told(self._names, self._plan.sizes, forecast.forecast(lengths, self._data,
+                                                                          steps), steps)
 
   def recall(self, file: pathlib.Path) -> None:
     """Takes over what `keep` wrote, if it was of the same data."""

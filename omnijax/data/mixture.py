@@ -9,7 +9,7 @@ N places of the stream
 import dataclasses
 import fractions
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -126,6 +126,14 @@ class Stream:
                     strict=True):
       out[i] += n
     return out
+
+  def mixed(self) -> Iterator[tuple[int, int | None, np.ndarray]]:
+    """First place, place behind the last, and share of each source, while these stay the same."""
+    starts = [s.start for s in self._segments]
+    for segment, stop in zip(self._segments, [*starts[1:], self.end], strict=True):
+      share_N = np.zeros(len(self._sizes))
+      share_N[segment.which] = np.asarray(segment.mixture.shares) / sum(segment.mixture.shares)
+      yield segment.start, stop, share_N
 
   def draw(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Source, epoch and document of each place from start to before stop: int64 [N]."""

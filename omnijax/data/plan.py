@@ -59,7 +59,7 @@ class Plan:
                once: bool = False):
     self._lengths, self._data, self._seed = list(lengths), data, seed
     self.sizes = [len(x) for x in lengths]
-    self._stages = [] if once else _stages(lengths, data)
+    self._stages = [] if once else stages(lengths, data)
     _, weights = self._stages.pop(0) if self._stages else (0, [])
     self._stream: Stream | Once = Once(self.sizes, seed) if once else Stream(
       self.sizes, weights, data.epochs or [0.0] * len(self.sizes), seed)
@@ -267,7 +267,7 @@ class Plan:
                   *sums)
 
 
-def _stages(lengths: Sequence[Lengths], data: config_lib.Data) -> list[tuple[int, list[float]]]:
+def stages(lengths: Sequence[Lengths], data: config_lib.Data) -> list[tuple[int, list[float]]]:
   """The row at which weights by documents begin to hold, and the weights."""
   sizes = [float(len(x)) for x in lengths]
   n = len(sizes)

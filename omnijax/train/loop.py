@@ -71,7 +71,9 @@ def train(run: config_lib.Run, run_dir: Path, *, change: bool = False, begun: fl
   sharding.check_divides(run, mesh)
   with jax.set_mesh(mesh):
     r = _resolve(run)
+    told = r.loader.forecast(run.train.steps)
     with directory.opened(run, run_dir, change) as log_file:
+      log.info("%s", told)
       dog = watchdog_lib.Watchdog(run.train.stuck_after_s, log_file)
       path = run_dir / "goodput.jsonl" if jax.process_index() == 0 else None
       ledger = goodput.Ledger(path, begun)

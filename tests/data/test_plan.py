@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from omnijax import config
 from omnijax import vocab as v
 from omnijax.data import documents as d
-from omnijax.data import fit
+from omnijax.data import fit, forecast
 from omnijax.data.lengths import Lengths
 from omnijax.data.mixture import Mixture, Stream
 from omnijax.data.order import key, mix, permute
@@ -383,3 +383,32 @@ def test_windows_that_others_counted_are_taken_over():
   fresh = Plan(sources, data, seed=3)
   fresh.recall(ahead.counted())
   assert rows_of(fresh, 160) == rows_of(plain, 160)
+
+
+# --- what a run will read ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [
+  {}, {"weights_by": "tokens"}, {"stages": (30,), "weights": (1, 3, 2, 0)}, {"epochs": (0, 2)}])
+def test_a_forecast_is_near_what_is_read(changes):
+  sources = [source(300), source(200, 1, longest=20)]
+  plain = config.Tasks(caption=0, draw=0, transcribe=0, speak=0, follow=0)
+  data = config_data(**{"sources": ("a", "b"), "weights": (1, 3), "tasks": plain, **changes})
+  steps = 80
+  found = forecast.forecast(sources, data, steps)
+  rows = rows_of(Plan(sources, data, seed=0), steps * data.rows)
+  for s, epochs in enumerate(found.epochs):
+    read = sum(s == x for row in rows for x, *_ in row) / len(sources[s])
+    assert abs(epochs - read) < 0.1 * read + 0.05
+  assert found.ends is None
+  assert "80 steps read about: a (300 documents)" in forecast.told("ab", [300, 200], found, steps)
+
+
+def test_data_that_run_out_are_told_beforehand():
+  sources, data = [source(300)], config_data(sources=("a",), epochs=(2,), weights=(1,))
+  last = Plan(sources, data, seed=0).rows / data.rows
+  found = forecast.forecast(sources, data, 200)
+  assert abs(found.ends - last) < 0.25 * last
+  with pytest.raises(ValueError, match=f"run out after about {found.ends} of 200 steps: a .*2.00"):
+    forecast.told("a", [300], found, 200)
+  assert "may run out" in forecast.told("a", [300], found, found.ends + 1)

@@ -343,6 +343,14 @@ def test_several_sources_are_told_apart_in_the_metrics(records, tmp_path):
   assert all(held[f"eval/loss/source/{name}"] for name in names)
 
 
+def test_data_that_run_out_are_refused_before_anything_is_written(records, tmp_path):
+  run = make_run(records, train=config.Train(steps=5000))
+  run = dataclasses.replace(run, data=dataclasses.replace(run.data, epochs=(1.0,)))
+  with pytest.raises(ValueError, match="the data run out after about .* of 5000 steps"):
+    loop.train(run, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
 def test_other_records_of_the_same_name_are_refused(records, tmp_path):
   shutil.copytree(records, tmp_path / "records")
   run = make_run(tmp_path / "records", train=config.Train(steps=2), eval=config.Eval(every=0))
