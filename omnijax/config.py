@@ -191,6 +191,8 @@ class Data:
   caption_dropout: float = 0.1
   # Share of the codes of what is heard hidden in training, lest voices be learned by heart.
   listen_dropout: float = 0.0
+  # What tasks are asked with, in any languages: "caption: What is this?", "draw: Dessine : ".
+  prompts: tuple[str, ...] = ()
   # Loss weight of what the user says: 1 trains on whole documents, 0 on answers only.
   prompt_weight: float = 1.0
   workers: int = 0  # grain worker processes per host
@@ -200,6 +202,12 @@ class Data:
   def __post_init__(self) -> None:
     _positive(self, "rows", "positions", "frames", "window")
     self._check_mixture()
+    asked = [f.name for f in dataclasses.fields(Tasks) if f.name != "plain"]
+    for entry in self.prompts:
+      task, colon, words = entry.partition(":")
+      if task not in asked or not colon or not words.strip():
+        raise ValueError(f"Data.prompts has {entry!r}; wanted \"TASK: WORDS\", TASK one of "
+                         f"{', '.join(asked)}.")
     for name in ("caption_dropout", "listen_dropout"):
       if not 0 <= getattr(self, name) < 1:
         raise ValueError(f"Data.{name} is {getattr(self, name)}; wanted 0 <= x < 1.")

@@ -192,26 +192,35 @@ def allowed(counts_N: np.ndarray) -> np.ndarray:
   return (counts_N["allows"][:, None] >> np.arange(len(TASKS)) & 1).astype(bool)
 
 
-def arrange(parts: Sequence[Part], task: int, dropped: bool) -> list[Part]:
-  """The parts of a document in the order and with the roles of a task."""
+def arrange(parts: Sequence[Part], task: int, dropped: bool, prompt: np.ndarray | None = None
+            ) -> list[Part]:
+  """The parts of a document in the order and with the roles of a task.
+
+  Args:
+    parts: as they are.
+    task: that the document allows.
+    dropped: whether what asks for a drawing is left out.
+    prompt: ids of the user's instruction, if there is one.
+  """
   if task == PLAIN:
     drawn = any(p.kind == vocab_lib.IMAGE and p.role == ASSISTANT for p in parts)
     return [unasked(p) for p in parts] if dropped and drawn else list(parts)
   as_user = lambda p: dataclasses.replace(p, role=USER)
   as_assistant = lambda p: dataclasses.replace(p, role=ASSISTANT)
+  asked = [Part(vocab_lib.TEXT, USER, prompt)] if prompt is not None else []
   if task in (CAPTION, DRAW):
     text, image = sorted(parts, key=lambda p: p.kind)
     if task == CAPTION:
-      return [as_user(image), as_assistant(text)]
+      return [as_user(image), *asked, as_assistant(text)]
     text = as_user(text)
-    return [unasked(text) if dropped else text, as_assistant(image)]
+    return [*([unasked(text)] if dropped else [*asked, text]), as_assistant(image)]
   (audio,) = parts
   if task == FOLLOW:
-    return [as_user(audio)]
+    return [*asked, as_user(audio)]
   text = Part(vocab_lib.TEXT, NONE, audio.transcript)
   if task == TRANSCRIBE:
-    return [as_user(audio), as_assistant(text)]
-  return [as_user(text), as_assistant(audio)]
+    return [as_user(audio), *asked, as_assistant(text)]
+  return [*asked, as_user(text), as_assistant(audio)]
 
 
 def unasked(part: Part) -> Part:
@@ -225,7 +234,7 @@ def unasked(part: Part) -> Part:
 
 
 def render(parts: Sequence[Part], task: int, dropped: bool, data: config_lib.Data,
-           vocab: vocab_lib.Vocab) -> Streams:
+           vocab: vocab_lib.Vocab, prompt: np.ndarray | None = None) -> Streams:
   """The streams of one document: BOS, its parts with their turns, EOS.
 
   A part of the user has weight `data.prompt_weight`. Audio that is listened to is input only;
@@ -233,7 +242,7 @@ def render(parts: Sequence[Part], task: int, dropped: bool, data: config_lib.Dat
   that nothing was said, and the end alone would teach to stop at once. Audio that is followed is
   listened to with its words in the main stream, each so many frames after it begins.
   """
-  arranged = arrange(parts, task, dropped)
+  arranged = arrange(parts, task, dropped, prompt)
   role, size, frames = NONE, 2, 0
   for part in arranged:
     if part.role not in (NONE, role):
@@ -254,14 +263,14 @@ def render(parts: Sequence[Part], task: int, dropped: bool, data: config_lib.Dat
 
 
 def render_into(row: Streams, at: int, frame: int, parts: Sequence[Part], task: int,
-                dropped: bool, data: config_lib.Data, vocab: vocab_lib.Vocab
-                ) -> tuple[int, int]:
+                dropped: bool, data: config_lib.Data, vocab: vocab_lib.Vocab,
+                prompt: np.ndarray | None = None) -> tuple[int, int]:
   """Renders a document into a row, from a position and a frame on that nothing was written to.
 
   Returns:
     the position and the frame behind it.
   """
-  return _write(row, at, frame, arrange(parts, task, dropped), task, data, vocab)
+  return _write(row, at, frame, arrange(parts, task, dropped, prompt), task, data, vocab)
 
 
 def _write(row: Streams, at: int, frame: int, parts: Sequence[Part], task: int,

@@ -10,18 +10,20 @@ import numpy as np
 from omnijax import config as config_lib
 from omnijax.data import documents
 from omnijax.data.lengths import Lengths
+from omnijax.data.prompts import Prompts
 
 _CHUNK = 1 << 20  # documents looked at together
 
 
-def usable(counts_N: Any, data: config_lib.Data) -> np.ndarray:
-  """Which tasks each document allows and a row has room for: bool [N, T]."""
+def usable(counts_N: Any, data: config_lib.Data, prompts: Prompts = Prompts()) -> np.ndarray:
+  """Which tasks each document allows and a row has room for, however asked: bool [N, T]."""
   out_NT = documents.allowed(counts_N)
   for task in range(len(documents.TASKS)):
     which = np.flatnonzero(out_NT[:, task])
     if len(which):
       positions, frames = documents.lengths(counts_N[which], task, False, data)
-      out_NT[which, task] = (positions <= data.positions) & (frames <= data.frames)
+      out_NT[which, task] = (
+        positions + prompts.longest_T[task] <= data.positions) & (frames <= data.frames)
   return out_NT
 
 

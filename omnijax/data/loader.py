@@ -21,6 +21,7 @@ from omnijax import vocab as vocab_lib
 from omnijax.data import ahead, cut, documents, fit, forecast
 from omnijax.data.order import key
 from omnijax.data.plan import Plan
+from omnijax.data.prompts import Prompts
 from omnijax.data.records import Records
 from omnijax.job import exits
 
@@ -119,6 +120,7 @@ class Loader:
     mine: rows of each global batch that this host reads; all of them by default.
     once: one pass over everything; the last batch is filled with empty rows.
     tokenizers: fingerprints by modality that the records must have, if given.
+    encode: of the text tokenizer, for `data.prompts`.
 
   Raises:
     ValueError: records that are not finished, of another vocabulary or other tokenizers, or
@@ -127,7 +129,8 @@ class Loader:
 
   def __init__(self, data: config_lib.Data, vocab: vocab_lib.Vocab, *, seed: int,
                sources: tuple[str, ...] | None = None, mine: range | None = None,
-               once: bool = False, tokenizers: Mapping[str, str] | None = None):
+               once: bool = False, tokenizers: Mapping[str, str] | None = None,
+               encode: Callable[[str], list[int]] | None = None):
     names = data.sources if sources is None else sources
     if not names:
       raise ValueError("no sources: name at least one directory written by `omnijax prepare` in "
@@ -141,24 +144,30 @@ class Loader:
     self.records = [r for r, _ in found]
     self._left_out = [n for _, n in found]
     self._local = len(mine)
-    self._plan = Plan([r.lengths for r in self.records], data, seed=seed, once=once)
-    self._rows = _Rows(self.records, self._plan, data, vocab, seed, mine, once)
+    if encode is None:
+      assert not data.prompts
+      self._prompts = Prompts()
+    else:
+      self._prompts = Prompts(data.prompts, encode)
+    self._plan = Plan([r.lengths for r in self.records], data, seed=seed, prompts=self._prompts,
+                      once=once)
+    self._rows = _Rows(self.records, self._plan, data, vocab, seed, mine, once, self._prompts)
     self.fingerprint = config_lib.fingerprint({
       "records": [r.meta.content for r in records], "seed": seed, "once": once,
       "vocab": vocab.fingerprint, **{
         f: dataclasses.asdict(data)[f] for f in (
           "weights", "weights_by", "stages", "epochs", "rows", "positions", "frames",
           "depth_frames", "window", "tasks", "acoustic_delay", "text_delay", "follow_delay",
-          "caption_dropout", "listen_dropout", "prompt_weight")}})
+          "caption_dropout", "listen_dropout", "prompts", "prompt_weight")}})
 
   @classmethod
   def heldout(cls, data: config_lib.Data, vocab: vocab_lib.Vocab, *, seed: int,
-              mine: range | None = None, tokenizers: Mapping[str, str] | None = None
-              ) -> "Loader":
+              mine: range | None = None, tokenizers: Mapping[str, str] | None = None,
+              encode: Callable[[str], list[int]] | None = None) -> "Loader":
     """One pass over `data.heldout`, in an order that mixes its sources; nothing is left out."""
     data = dataclasses.replace(data, caption_dropout=0.0, listen_dropout=0.0, depth_frames=0)
     return cls(data, vocab, seed=seed, sources=data.heldout, mine=mine, once=True,
-               tokenizers=tokenizers)
+               tokenizers=tokenizers, encode=encode)
 
   @property
   def steps(self) -> int | None:
@@ -256,14 +265,16 @@ class _Rows:
   """One host's rows, in the order of its batches, for grain to read at random."""
 
   def __init__(self, records: list[Records], plan: Plan, data: config_lib.Data,
-               vocab: vocab_lib.Vocab, seed: int, mine: range, once: bool, shift: int = 0):
+               vocab: vocab_lib.Vocab, seed: int, mine: range, once: bool,
+               prompts: Prompts, shift: int = 0):
     self._records, self._plan, self._data, self._vocab = records, plan, data, vocab
     self._seed, self._mine, self._once, self._shift = seed, mine, once, shift
+    self._prompts = prompts
 
   def shifted(self, rows: int) -> "_Rows":
     """These, so many rows of the plan later."""
     return _Rows(self._records, self._plan, self._data, self._vocab, self._seed, self._mine,
-                 self._once, rows)
+                 self._once, self._prompts, rows)
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state)
@@ -283,10 +294,11 @@ class _Rows:
       raise ValueError(f"the data run out in step {number // self._data.rows + 1}: all sources "
                        "have been passed over as often as Data.epochs "
                        f"{self._data.epochs} says; raise it, or lower Train.steps.") from error
-    def writer(source: int, document: int, task: int, dropped: bool) -> Any:
+    def writer(source: int, document: int, task: int, dropped: bool, prompt: int) -> Any:
       parts = self._records[source].read(document)
       return lambda row, at, frame: documents.render_into(
-        row, at, frame, parts, task, dropped, self._data, self._vocab)
+        row, at, frame, parts, task, dropped, self._data, self._vocab,
+        self._prompts.of(task, prompt))
 
     several = [source for source, *_ in members] if len(self._records) > 1 else None
     return fill([writer(*member) for member in members], self._data, self._vocab,

@@ -23,6 +23,7 @@ from omnijax.data.lengths import Lengths
 from omnijax.data.mixture import Once, Stream
 from omnijax.data.order import key, mix, permute
 from omnijax.data.pack import pack
+from omnijax.data.prompts import Prompts
 
 _KEPT = 3  # windows kept, enough for readers of neighbouring batches
 
@@ -36,6 +37,7 @@ class Window:
   document: np.ndarray  # [N]
   task: np.ndarray  # [N]
   dropped: np.ndarray  # [N]
+  prompt: np.ndarray  # [N]
   positions: int  # used, of all rows together
   frames: int
   unfit: int  # documents drawn that fit no row
@@ -52,12 +54,14 @@ class Plan:
     lengths: the length index of each source.
     data: weights, budgets, tasks and delays are read.
     seed: of every shuffle and draw.
+    prompts: what tasks are asked with.
     once: one shuffled pass over all documents of all sources, instead of a stream by weights.
   """
 
   def __init__(self, lengths: Sequence[Lengths], data: config_lib.Data, *, seed: int,
-               once: bool = False):
+               prompts: Prompts = Prompts(), once: bool = False):
     self._lengths, self._data, self._seed = list(lengths), data, seed
+    self._prompts = prompts
     self.sizes = [len(x) for x in lengths]
     self._stages = [] if once else stages(lengths, data)
     _, weights = self._stages.pop(0) if self._stages else (0, [])
@@ -91,8 +95,8 @@ class Plan:
       self._count()
     return self._ends[-1] if self._ends else 0
 
-  def row(self, number: int) -> list[tuple[int, int, int, bool]]:
-    """The (source, document, task, dropped) of each document of a row, in order.
+  def row(self, number: int) -> list[tuple[int, int, int, bool, int]]:
+    """The (source, document, task, dropped, prompt) of each document of a row, in order.
 
     Raises:
       IndexError: the plan ends before it.
@@ -102,7 +106,7 @@ class Plan:
     at = number - (self._ends[index - 1] if index else 0)
     span = slice(w.starts[at], w.starts[at + 1])
     return list(zip(w.source[span].tolist(), w.document[span].tolist(), w.task[span].tolist(),
-                    w.dropped[span].tolist(), strict=True))
+                    w.dropped[span].tolist(), w.prompt[span].tolist(), strict=True))
 
   def reached(self) -> int:
     """Rows of all windows that are counted."""
@@ -227,7 +231,7 @@ class Plan:
     return self._packed(start, stop)[-1] if stop > start else 0
 
   def _packed(self, start: int, stop: int) -> tuple[Any, ...]:
-    """Documents of some places with task, lengths and row of each; how many didn't fit; rows."""
+    """Documents of some places, what is made of each, sums of their lengths, rows."""
     data = self._data
     source_N, epoch_N, document_N = self._stream.draw(start, stop)
     some, chance_N, order = [], np.empty(len(source_N), np.uint64), []
@@ -240,31 +244,33 @@ class Plan:
     counts_N = some[0]
     if len(some) > 1:
       counts_N = Lengths.join(some)[np.argsort(np.concatenate(order), kind="stable")]
-    usable_NT = fit.usable(counts_N, data)
+    usable_NT = fit.usable(counts_N, data, self._prompts)
     fit_N = usable_NT.any(1)
     if not fit_N.all():
       source_N, document_N, counts_N = source_N[fit_N], document_N[fit_N], counts_N[fit_N]
       usable_NT, chance_N = usable_NT[fit_N], chance_N[fit_N]
     task_N, dropped_N = documents.choose(counts_N, usable_NT, chance_N, data)
+    prompt_N = self._prompts.choose(task_N, dropped_N, chance_N)
     positions_N, frames_N = documents.lengths(counts_N, task_N, dropped_N, data)
+    positions_N += self._prompts.lengths(task_N, prompt_N)
     row_N, rows = pack(positions_N, frames_N, data.positions, data.frames, data.documents)
-    return (source_N, document_N, task_N, dropped_N, int(positions_N.sum()), int(frames_N.sum()),
-            int((~fit_N).sum()), row_N, rows)
+    return (source_N, document_N, task_N, dropped_N, prompt_N, int(positions_N.sum()),
+            int(frames_N.sum()), int((~fit_N).sum()), row_N, rows)
 
   def _plan(self, start: int, stop: int, rows: int) -> Window:
     """The window of some places; rows more than its documents take stay empty."""
     if start == stop:
       none = np.zeros(0, np.int64)
-      return Window(np.zeros(rows + 1, np.int64), none, none, none, none > 0, 0, 0, 0)
-    source_N, document_N, task_N, dropped_N, *sums, row_N, found = self._packed(start, stop)
+      return Window(np.zeros(rows + 1, np.int64), none, none, none, none > 0, none, 0, 0, 0)
+    *of_N, positions, frames, unfit, row_N, found = self._packed(start, stop)
     assert found <= rows
     # Rows are opened longest first: shuffled, so that training sees no order by length.
     if rows:
       row_N = permute(np.arange(rows), rows, key(self._seed, 5, start))[row_N]
     order = np.argsort(row_N, kind="stable")
     starts = np.concatenate([[0], np.cumsum(np.bincount(row_N, minlength=rows))])
-    return Window(starts, source_N[order], document_N[order], task_N[order], dropped_N[order],
-                  *sums)
+    return Window(starts, *[x_N[order] for x_N in of_N], positions=positions, frames=frames,
+                  unfit=unfit)
 
 
 def stages(lengths: Sequence[Lengths], data: config_lib.Data) -> list[tuple[int, list[float]]]:

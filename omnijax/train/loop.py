@@ -310,7 +310,8 @@ def _resolve(run: config_lib.Run) -> _Resolved:
   vocab = tokenizers_lib.vocab_of(tokenizers, run.tokenizers)
   prints = {k: t.fingerprint for k, t in tokenizers._asdict().items()}
   loader = loader_lib.Loader(run.data, vocab, seed=run.train.seed, tokenizers=prints,
-                             mine=sharding.rows_here(run.data.rows))
+                             mine=sharding.rows_here(run.data.rows),
+                             encode=tokenizers.text.encode)
   identity = checkpoint_lib.Identity(run=run, vocab=vocab, data=loader.fingerprint,
                                      tokenizers=prints)
   return _Resolved(tokenizers, vocab, loader, identity)
@@ -349,7 +350,8 @@ def _evaluate(run, r, state, preemption=None, dog=None) -> dict[str, Any] | None
   """Mean held-out losses over run.eval.batches, weighted by targets; None if asked to stop."""
   eval_fn = step_lib.make_eval_step(run)
   held = loader_lib.Loader.heldout(run.data, r.vocab, seed=0, tokenizers=r.identity.tokenizers,
-                                   mine=sharding.rows_here(run.data.rows))
+                                   mine=sharding.rows_here(run.data.rows),
+                                   encode=r.tokenizers.text.encode)
   total: Any = None
   for i, batch in enumerate(held.iterate(0, min(run.eval.batches, held.steps))):
     if dog is not None:

@@ -16,6 +16,7 @@ from omnijax.data.mixture import Mixture, Stream
 from omnijax.data.order import key, mix, permute
 from omnijax.data.pack import pack
 from omnijax.data.plan import Plan
+from omnijax.data.prompts import Prompts
 
 
 def config_data(**changes):
@@ -136,10 +137,10 @@ def test_every_document_once_in_an_epoch_and_within_budget():
   seen = {0: [], 1: []}
   for r in range(300):
     row = plan.row(r)
-    lengths = [d.lengths(sources[s][i : i + 1], t, x, data) for s, i, t, x in row]
+    lengths = [d.lengths(sources[s][i : i + 1], t, x, data) for s, i, t, x, _ in row]
     assert 0 < sum(p[0] for p, _ in lengths) <= data.positions
     assert sum(f[0] for _, f in lengths) <= data.frames
-    for s, i, _, _ in row:
+    for s, i, *_ in row:
       seen[s].append(i)
   for s, counts in seen.items():
     often = np.bincount(counts, minlength=len(sources[s]))
@@ -357,7 +358,7 @@ def test_weights_by_tokens_are_of_tokens():
     plan = Plan([short, long], data, seed=3)
     row = [x for r in rows_of(plan, 200) for x in r]
     tokens = [sum(d.lengths((short, long)[s][i : i + 1], t, x, data)[0][0]
-                  for s, i, t, x in row if s == k) for k in (0, 1)]
+                  for s, i, t, x, _ in row if s == k) for k in (0, 1)]
     shares.append(tokens[0] / sum(tokens))
   np.testing.assert_allclose(shares[1], 0.5, atol=0.02)
   assert shares[0] < 0.4
@@ -412,3 +413,37 @@ def test_data_that_run_out_are_told_beforehand():
   with pytest.raises(ValueError, match=f"run out after about {found.ends} of 200 steps: a .*2.00"):
     forecast.told("a", [300], found, 200)
   assert "may run out" in forecast.told("a", [300], found, found.ends + 1)
+
+
+# --- instructions ------------------------------------------------------------------
+
+
+PROMPTS = ("caption: What?", "caption: Qu'est-ce que c'est ?", "draw: Draw!", "follow: Listen.")
+
+
+def test_tasks_are_asked_with_their_instructions_in_equal_parts():
+  asked = Prompts(PROMPTS, lambda text: list(text.encode()))
+  index = source(4000)
+  plan = Plan([index], config_data(window=4096, positions=80), seed=0, prompts=asked)
+  w = plan.window(0)
+  for task, count in ((d.CAPTION, 2), (d.DRAW, 1), (d.PLAIN, 0), (d.SPEAK, 0)):
+    mine = w.prompt[(w.task == task) & ~w.dropped]
+    assert len(mine) > 100
+    share = np.bincount(mine + 1, minlength=3) / len(mine)
+    want = [0, *[1 / count] * count] if count else [1]
+    np.testing.assert_allclose(share[: len(want)], want, atol=0.06)
+  assert (w.prompt[w.dropped] == -1).all() and w.dropped.any()
+
+
+def test_rows_have_room_for_instructions():
+  plain, asked = Prompts(), Prompts(PROMPTS, lambda text: list(text.encode()))
+  index = Lengths.join([source(500), one(v.TEXT, 0, 0, 0, 40, -1)])
+  data = config_data(positions=48)
+  some, fewer = (fit.usable(index, data, p) for p in (plain, asked))
+  assert (some >= fewer).all() and (some != fewer).any()
+  assert (some[:, d.PLAIN] == fewer[:, d.PLAIN]).all()
+  plan = Plan([index], data, seed=0, prompts=asked)
+  for row in rows_of(plan, 60):
+    need = sum(d.lengths(index[i : i + 1], t, x, data)[0][0] + (
+      len(asked.of(t, p)) if p >= 0 else 0) for _, i, t, x, p in row)
+    assert need <= 48

@@ -17,6 +17,7 @@ from omnijax.data import documents as d
 from omnijax.data import loader
 
 ROWS = 8
+PROMPTS = {d.CAPTION: ["What is it?", "Que"], d.TRANSCRIBE: ["Write."], d.FOLLOW: ["So"]}
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,8 @@ def mixtures(draw):
     epochs=tuple(draw(st.lists(st.sampled_from([0.0, 6.0]), min_size=n, max_size=n))),
     acoustic_delay=draw(st.integers(0, 2)), text_delay=draw(st.integers(0, 2)),
     documents=draw(st.sampled_from([0, 3])), depth_frames=draw(st.sampled_from([0, 12])),
+    prompts=draw(st.sampled_from([(), tuple(f"{d.TASKS[t]}: {words}" for t, some in
+                                            PROMPTS.items() for words in some)])),
     tasks=config.Tasks(transcribe=draw(odds), draw=draw(odds), follow=draw(odds)))
 
 
@@ -61,7 +64,8 @@ def mixtures(draw):
 def test_any_mixture_is_the_same_on_any_hosts_from_any_step(sources, mixture, steps, seed):
   n, fields = mixture
   data = config.Data(sources=sources[:n], **fields)
-  make = lambda mine=None: loader.Loader(data, fakes.VOCAB, seed=seed, mine=mine)
+  make = lambda mine=None: loader.Loader(data, fakes.VOCAB, seed=seed, mine=mine,
+                                         encode=fakes.Text().encode)
   one = make()
   for step in steps:
     try:
@@ -81,7 +85,7 @@ def test_any_mixture_is_the_same_on_any_hosts_from_any_step(sources, mixture, st
 def test_rows_hold_what_was_drawn_whole_and_no_more(sources, mixture, seed):
   n, fields = mixture
   data = config.Data(sources=sources[:n], **fields | {"depth_frames": 0})
-  made = loader.Loader(data, fakes.VOCAB, seed=seed)
+  made = loader.Loader(data, fakes.VOCAB, seed=seed, encode=fakes.Text().encode)
   window = made._plan.window(0)
   positions = frames = 0
   for step in range(-(-window.rows // ROWS)):
@@ -96,10 +100,11 @@ def test_rows_hold_what_was_drawn_whole_and_no_more(sources, mixture, seed):
       members = made._plan.row(step * ROWS + r)
       assert segment.max(initial=0) == len(members)
       assert not data.documents or len(members) <= data.documents
-      for k, (source, document, task, dropped) in enumerate(members, 1):
+      for k, (source, document, task, dropped, prompt) in enumerate(members, 1):
         need, slots = d.lengths(made.records[source].lengths[document : document + 1], task,
                                 dropped, data)
-        assert (segment == k).sum() == need[0]
+        asked = 0 if prompt < 0 else len(PROMPTS[task][prompt])
+        assert (segment == k).sum() == need[0] + asked
         assert np.isin(at, np.flatnonzero(segment == k)).sum() == slots[0]
       there = at[at < data.positions]
       assert len(set(there.tolist())) == len(there)

@@ -32,7 +32,7 @@ def test_prompts_are_found_wherever_they_are_and_leave_room(monkeypatch, prompt)
       return len(counts)
 
   monkeypatch.setattr(samples, "Records", Fake)
-  found = samples._prompts(tiny.run())
+  found = samples._prompts(tiny.run(), list)
   each = samples.EACH if prompt < 50 else 0  # rows have 64 positions
   assert {name: len(prompts) for name, prompts in found.items()} == {
     "text": each, "image": each, "audio": each}
