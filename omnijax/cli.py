@@ -16,6 +16,7 @@ from typing import Any
 
 from omnijax import __version__, config, experiment, host, usage
 from omnijax.arguments import Parser, command
+from omnijax.bench import arguments as bench_arguments
 from omnijax.data import arguments as data_arguments
 from omnijax.job import exits
 from omnijax.plan import arguments as plan_arguments
@@ -185,18 +186,8 @@ def _tokenizer_commands(actions: Any) -> None:
 
 def _bench_commands(kinds: Any) -> None:
   p = command(kinds, "step", _bench_step, usage.BENCH_STEP, fields=True)
-  p.add_argument("experiment", metavar="EXPERIMENT", type=Path, nargs="?", help="Python file")
-  p.add_argument("--against", choices=("torch",), help="the same model in PyTorch, in turn")
-  for name, count, text in (("repeats", 7, "blocks of steps that are timed"),
-                            ("steps", 10, "steps of a block")):
-    p.add_argument(f"--{name}", type=int, default=count, metavar="N",
-                   help=f"{text} (default: %(default)s)")
-  p.add_argument("--document", type=int, metavar="N", help="mean positions of a made document "
-                 "(default: a quarter of a row)")
-  p.add_argument("--mix", type=float, nargs=3, default=(60.0, 25.0, 15.0),
-                 metavar=("TEXT", "IMAGE", "AUDIO"), help="by positions (default: 60 25 15)")
-  for name, text in (("json", "all figures"), ("html", "a page with a plot")):
-    p.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"writes {text}")
+  bench_arguments.step(p)
+  bench_arguments.data(command(kinds, "data", _bench_data, usage.BENCH_DATA))
 
 
 def _input(kind: str, value: str) -> tuple[str, str]:
@@ -352,6 +343,12 @@ def _bench_step(args: argparse.Namespace, fields: list[str]) -> None:
 
   command.run(run, against=args.against, repeats=args.repeats, steps=args.steps,
               document=args.document, mix=args.mix, json=args.json, html=args.html)
+
+
+def _bench_data(args: argparse.Namespace, _: list[str]) -> None:
+  from omnijax.bench import data_command
+
+  data_command.run(args)
 
 
 def _goodput(args: argparse.Namespace, _: list[str]) -> None:

@@ -163,9 +163,14 @@ class Tasks:
 class Data:
   """Prepared records, how documents are rendered to streams, and the packed batch."""
 
-  # Directories written by `omnijax prepare`, with weights by documents.
+  # Directories written by `omnijax prepare`.
   sources: tuple[str, ...]
+  # One for each source; then, for each of the stages, one for each source again. None are the
+  # sources' sizes. 0 is none of it in that stage.
   weights: tuple[float, ...] = ()
+  weights_by: Literal["documents", "tokens"] = "documents"
+  stages: tuple[int, ...] = ()  # steps at which the next weights begin
+  epochs: tuple[float, ...] = ()  # most passes over each source; none, or 0, is any number
   heldout: tuple[str, ...] = ()
   rows: int  # global batch size, in packed rows
   positions: int  # S, the length of a row
@@ -186,6 +191,8 @@ class Data:
   caption_dropout: float = 0.1
   # Share of the codes of what is heard hidden in training, lest voices be learned by heart.
   listen_dropout: float = 0.0
+  # What tasks are asked with, in any languages: "caption: What is this?", "draw: Dessine : ".
+  prompts: tuple[str, ...] = ()
   # Loss weight of what the user says: 1 trains on whole documents, 0 on answers only.
   prompt_weight: float = 1.0
   workers: int = 0  # grain worker processes per host
@@ -194,9 +201,13 @@ class Data:
 
   def __post_init__(self) -> None:
     _positive(self, "rows", "positions", "frames", "window")
-    if self.weights and len(self.weights) != len(self.sources):
-      raise ValueError(f"Data.weights has {len(self.weights)} entries for "
-                       f"{len(self.sources)} sources; give one for each, or none.")
+    self._check_mixture()
+    asked = [f.name for f in dataclasses.fields(Tasks) if f.name != "plain"]
+    for entry in self.prompts:
+      task, colon, words = entry.partition(":")
+      if task not in asked or not colon or not words.strip():
+        raise ValueError(f"Data.prompts has {entry!r}; wanted \"TASK: WORDS\", TASK one of "
+                         f"{', '.join(asked)}.")
     for name in ("caption_dropout", "listen_dropout"):
       if not 0 <= getattr(self, name) < 1:
         raise ValueError(f"Data.{name} is {getattr(self, name)}; wanted 0 <= x < 1.")
@@ -210,6 +221,26 @@ class Data:
              "read_threads")
     if below := {name: getattr(self, name) for name in names if getattr(self, name) < 0}:
       raise ValueError(f"Data has {below}; none of them may be below 0.")
+
+  def _check_mixture(self) -> None:
+    n, times = len(self.sources), 1 + len(self.stages)
+    if len(self.weights) != n * times and (self.weights or self.stages):
+      each = f", {times} times over for its stages" if self.stages else ""
+      raise ValueError(f"Data.weights has {len(self.weights)} entries for {n} sources; give one "
+                       f"for each{each}" + ("." if self.stages else ", or none."))
+    for i in range(0, len(self.weights), max(n, 1)):
+      if min(self.weights[i : i + n]) < 0 or not any(self.weights[i : i + n]):
+        raise ValueError(f"Data.weights are {self.weights[i : i + n]}; wanted 0 or more, and at "
+                         "least one above 0.")
+    for k, name in enumerate(self.sources if self.weights else ()):
+      if not any(self.weights[k::n]):
+        raise ValueError(f"Data.weights of {name} is 0: leave out the source instead.")
+    if list(self.stages) != sorted(set(self.stages)) or min(self.stages, default=1) < 1:
+      raise ValueError(f"Data.stages are {self.stages}; wanted steps from 1 on, each later than "
+                       "the one before.")
+    if self.epochs and (len(self.epochs) != n or min(self.epochs) < 0):
+      raise ValueError(f"Data.epochs is {self.epochs} for {n} sources; wanted the most passes over "
+                       "each, 0 for any number.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -205,7 +205,8 @@ def _evaluate(module: ModuleType, settings: config_lib.Run, directory: Path,
       _Late(directory / "run", module.GUIDANCE), board, chosen, out, sampling=module.SAMPLING,
       seed=_SEED, batch=min(_BATCH, module.ANSWERS), advance=advance)
   vocab = tokenizers_lib.vocab_of(tokenizers, settings.tokenizers)
-  batches = loader.Loader(settings.data, vocab, seed=settings.train.seed)
+  batches = loader.Loader(settings.data, vocab, seed=settings.train.seed,
+                          encode=tokenizers.text.encode)
   lines = metrics.read(directory / "run")
   return report.Material(
     title=f"omnijax {settings.name}",

@@ -92,6 +92,13 @@ def test_bad_values_are_named(section, values, message):
     tiny.run(**{section: values})
 
 
+@pytest.mark.parametrize("entry", ["What is it?", "plain: x", "caption:", "caption :x"])
+def test_instructions_name_their_task(entry):
+  with pytest.raises(ValueError, match=r'wanted "TASK: WORDS", TASK one of caption, draw'):
+    config.Data(sources=(), rows=1, positions=8, frames=8, prompts=(entry,))
+  config.Data(sources=(), rows=1, positions=8, frames=8, prompts=("caption: x",))
+
+
 def test_odds_of_tasks():
   with pytest.raises(ValueError, match="at least one above 0"):
     config.Tasks(plain=0, caption=0, draw=0, transcribe=0, speak=0, follow=0)

@@ -192,26 +192,35 @@ def allowed(counts_N: np.ndarray) -> np.ndarray:
   return (counts_N["allows"][:, None] >> np.arange(len(TASKS)) & 1).astype(bool)
 
 
-def arrange(parts: Sequence[Part], task: int, dropped: bool) -> list[Part]:
-  """The parts of a document in the order and with the roles of a task."""
+def arrange(parts: Sequence[Part], task: int, dropped: bool, prompt: np.ndarray | None = None
+            ) -> list[Part]:
+  """The parts of a document in the order and with the roles of a task.
+
+  Args:
+    parts: as they are.
+    task: that the document allows.
+    dropped: whether what asks for a drawing is left out.
+    prompt: ids of the user's instruction, if there is one.
+  """
   if task == PLAIN:
     drawn = any(p.kind == vocab_lib.IMAGE and p.role == ASSISTANT for p in parts)
     return [unasked(p) for p in parts] if dropped and drawn else list(parts)
   as_user = lambda p: dataclasses.replace(p, role=USER)
   as_assistant = lambda p: dataclasses.replace(p, role=ASSISTANT)
+  asked = [Part(vocab_lib.TEXT, USER, prompt)] if prompt is not None else []
   if task in (CAPTION, DRAW):
     text, image = sorted(parts, key=lambda p: p.kind)
     if task == CAPTION:
-      return [as_user(image), as_assistant(text)]
+      return [as_user(image), *asked, as_assistant(text)]
     text = as_user(text)
-    return [unasked(text) if dropped else text, as_assistant(image)]
+    return [*([unasked(text)] if dropped else [*asked, text]), as_assistant(image)]
   (audio,) = parts
   if task == FOLLOW:
-    return [as_user(audio)]
+    return [*asked, as_user(audio)]
   text = Part(vocab_lib.TEXT, NONE, audio.transcript)
   if task == TRANSCRIBE:
-    return [as_user(audio), as_assistant(text)]
-  return [as_user(text), as_assistant(audio)]
+    return [as_user(audio), *asked, as_assistant(text)]
+  return [*asked, as_user(text), as_assistant(audio)]
 
 
 def unasked(part: Part) -> Part:
@@ -225,7 +234,7 @@ def unasked(part: Part) -> Part:
 
 
 def render(parts: Sequence[Part], task: int, dropped: bool, data: config_lib.Data,
-           vocab: vocab_lib.Vocab) -> Streams:
+           vocab: vocab_lib.Vocab, prompt: np.ndarray | None = None) -> Streams:
   """The streams of one document: BOS, its parts with their turns, EOS.
 
   A part of the user has weight `data.prompt_weight`. Audio that is listened to is input only;
@@ -233,8 +242,40 @@ def render(parts: Sequence[Part], task: int, dropped: bool, data: config_lib.Dat
   that nothing was said, and the end alone would teach to stop at once. Audio that is followed is
   listened to with its words in the main stream, each so many frames after it begins.
   """
-  parts = arrange(parts, task, dropped)
-  writer = _Writer(parts, task == FOLLOW, data, vocab)
+  arranged = arrange(parts, task, dropped, prompt)
+  role, size, frames = NONE, 2, 0
+  for part in arranged:
+    if part.role not in (NONE, role):
+      role, size = part.role, size + 1
+    if part.kind == vocab_lib.AUDIO:
+      slots = _slots(part, task == FOLLOW, data)
+      frames += slots
+      size += 1 + slots + (task == FOLLOW or not data.acoustic_delay)
+    else:
+      size += part.codes.size + 2 * (part.kind == vocab_lib.IMAGE)
+  Q = vocab.codebooks
+  out = Streams(
+    np.zeros(size, np.int32), np.zeros(size, np.int8), np.zeros((size, 3), np.int32),
+    np.zeros(size, np.float32), np.zeros(frames, np.int32),
+    np.full((frames, 2 * Q), vocab.no_code, np.int32), np.zeros((frames, Q), np.float32))
+  assert _write(out, 0, 0, arranged, task, data, vocab) == (size, frames)
+  return out
+
+
+def render_into(row: Streams, at: int, frame: int, parts: Sequence[Part], task: int,
+                dropped: bool, data: config_lib.Data, vocab: vocab_lib.Vocab,
+                prompt: np.ndarray | None = None) -> tuple[int, int]:
+  """Renders a document into a row, from a position and a frame on that nothing was written to.
+
+  Returns:
+    the position and the frame behind it.
+  """
+  return _write(row, at, frame, arrange(parts, task, dropped, prompt), task, data, vocab)
+
+
+def _write(row: Streams, at: int, frame: int, parts: Sequence[Part], task: int,
+           data: config_lib.Data, vocab: vocab_lib.Vocab) -> tuple[int, int]:
+  writer = _Writer(row, at, frame, task == FOLLOW, data, vocab)
   writer.control(vocab_lib.BOS, 0.0)
   role = NONE
   for part in parts:
@@ -249,53 +290,41 @@ def render(parts: Sequence[Part], task: int, dropped: bool, data: config_lib.Dat
     else:
       writer.audio(part, weight)
   writer.control(vocab_lib.EOS, 1.0)
-  return writer.done()
+  return writer.at, writer.frame
+
+
+def _slots(part: Part, follows: bool, data: config_lib.Data) -> int:
+  """Positions that the frames of an audio part take, delays included."""
+  lead = data.text_delay if part.role != USER and part.words is not None else 0
+  return len(part.codes) + data.acoustic_delay + lead + (data.follow_delay if follows else 0)
 
 
 class _Writer:
-  """Arrays of the right size, filled from the left."""
+  """Fills arrays from a place on."""
 
-  def __init__(self, parts: Sequence[Part], follows: bool, data: config_lib.Data,
+  def __init__(self, row: Streams, at: int, frame: int, follows: bool, data: config_lib.Data,
                vocab: vocab_lib.Vocab):
-    self.data, self.vocab, self.follows = data, vocab, follows
-    role, size, frames = NONE, 2, 0
-    for part in parts:
-      if part.role not in (NONE, role):
-        role, size = part.role, size + 1
-      if part.kind == vocab_lib.AUDIO:
-        frames += self._slots(part)
-        size += 1 + self._slots(part) + (follows or not data.acoustic_delay)
-      else:
-        size += part.codes.size + 2 * (part.kind == vocab_lib.IMAGE)
-    Q = vocab.codebooks
-    self.main = np.zeros(size, np.int32)
-    self.modality = np.zeros(size, np.int8)
-    self.position = np.zeros((size, 3), np.int32)
-    self.weight = np.zeros(size, np.float32)
-    self.frame_at = np.zeros(frames, np.int32)
-    self.frames = np.full((frames, 2 * Q), vocab.no_code, np.int32)
-    self.frame_weight = np.zeros((frames, Q), np.float32)
-    self.at, self.number, self.frame = 0, 0, 0  # next index, position number, frame
-
-  def _slots(self, part: Part) -> int:
-    """Positions that the frames of an audio part take, delays included."""
-    lead = self.data.text_delay if part.role != USER and part.words is not None else 0
-    lead += self.data.follow_delay if self.follows else 0
-    return len(part.codes) + self.data.acoustic_delay + lead
+    self.row, self.data, self.vocab, self.follows = row, data, vocab, follows
+    self.at, self.number, self.frame = at, 0, frame  # next index, position number, frame
 
   def _run(self, ids: np.ndarray | int, n: int, modality: int, weight: float) -> slice:
     """Writes n tokens whose three position numbers all count on; returns where."""
     span = slice(self.at, self.at + n)
-    self.main[span] = ids
-    self.modality[span] = modality
-    self.position[span] = np.arange(self.number, self.number + n, dtype=np.int32)[:, None]
-    self.weight[span] = weight
+    self.row.main[span] = ids
+    self.row.modality[span] = modality
+    self.row.position[span] = np.arange(self.number, self.number + n, dtype=np.int32)[:, None]
+    self.row.weight[span] = weight
     self.at += n
     self.number += n
     return span
 
   def control(self, token: int, weight: float) -> None:
-    self._run(token, 1, vocab_lib.TEXT, weight)
+    self.row.main[self.at] = token
+    self.row.modality[self.at] = vocab_lib.TEXT
+    self.row.position[self.at] = self.number
+    self.row.weight[self.at] = weight
+    self.at += 1
+    self.number += 1
 
   def text(self, part: Part, weight: float) -> None:
     ids = part.codes.astype(np.int32) + self.vocab.text_start
@@ -308,7 +337,7 @@ class _Writer:
     start = self.number
     ids = part.codes.reshape(-1).astype(np.int32) + self.vocab.image_start
     span = self._run(ids, h * w, vocab_lib.IMAGE, weight)
-    position_HW3 = self.position[span].reshape(h, w, 3)
+    position_HW3 = self.row.position[span].reshape(h, w, 3)
     position_HW3[:] = start
     position_HW3[..., 1] += np.arange(h, dtype=np.int32)[:, None]
     position_HW3[..., 2] += np.arange(w, dtype=np.int32)
@@ -319,7 +348,7 @@ class _Writer:
     listen, Q, T = part.role == USER, self.vocab.codebooks, len(part.codes)
     words = None if listen and not self.follows else part.words
     self.control(vocab_lib.LISTEN if listen else vocab_lib.SPEAK, weight)
-    slots, lag = self._slots(part), self.data.acoustic_delay
+    slots, lag = _slots(part, self.follows, self.data), self.data.acoustic_delay
     lead = 0 if self.follows else slots - T - lag  # of the words, before the frames
     inside = 0.0 if words is None else 1.0 if self.follows else weight
     span = self._run(vocab_lib.PAD, slots, vocab_lib.AUDIO, inside)
@@ -327,29 +356,24 @@ class _Writer:
       at = np.flatnonzero(words >= 0) if part.timed else np.arange(len(words)) * T // max(
         len(words), 1)
       late = self.data.follow_delay if self.follows else 0
-      self.main[span][at + late] = part.transcript.astype(np.int32) + self.vocab.text_start
+      self.row.main[span][at + late] = part.transcript.astype(np.int32) + self.vocab.text_start
     if lag and not self.follows:
       # At the first position without a first code: that there is none must not tell the model,
       # which at generation decides the end before it writes codes, that the end is near.
-      self.main[span][lead + T] = vocab_lib.AUDIO_END
-      self.weight[span][lead + T + 1 :] = 0.0
+      self.row.main[span][lead + T] = vocab_lib.AUDIO_END
+      self.row.weight[span][lead + T + 1 :] = 0.0
     else:
       self.control(vocab_lib.AUDIO_END, inside)
 
     rows = slice(self.frame, self.frame + slots)
-    self.frame_at[rows] = np.arange(span.start, span.stop)
-    frames = self.frames[rows]
+    self.row.frame_at[rows] = np.arange(span.start, span.stop)
+    frames = self.row.frames[rows]
     for codes, group in ((part.codes, frames[:, Q:] if listen else frames[:, :Q]),
                          (part.heard, frames[:, Q:])):
       if codes is not None:
         group[lead : lead + T, 0] = codes[:, 0]
         group[lead + lag : lead + lag + T, 1:] = codes[:, 1:Q]
     if not listen:
-      self.frame_weight[rows][lead : lead + T, 0] = weight
-      self.frame_weight[rows][lead + lag : lead + lag + T, 1:] = weight
+      self.row.frame_weight[rows][lead : lead + T, 0] = weight
+      self.row.frame_weight[rows][lead + lag : lead + lag + T, 1:] = weight
     self.frame += slots
-
-  def done(self) -> Streams:
-    assert self.at == len(self.main) and self.frame == len(self.frame_at)
-    return Streams(self.main, self.modality, self.position, self.weight, self.frame_at,
-                   self.frames, self.frame_weight)

@@ -4,23 +4,29 @@ B rows of a host's batch  S positions  F frames  P frames with targets  Q codebo
 """
 
 import dataclasses
-import itertools
+import functools
 import logging
-from collections.abc import Iterator, Mapping
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from rich import console, progress
 
 from omnijax import config as config_lib
 from omnijax import host
 from omnijax import vocab as vocab_lib
-from omnijax.data import documents
-from omnijax.data.plan import Plan, key
+from omnijax.data import ahead, cut, documents, fit, forecast
+from omnijax.data.order import key
+from omnijax.data.plan import Plan
+from omnijax.data.prompts import Prompts
 from omnijax.data.records import Records
 from omnijax.job import exits
 
 Batch = dict[str, np.ndarray]
 _log = logging.getLogger(__name__)
+_FAR = 10_000  # steps ahead that are worth other processes
 
 
 class Placed(NamedTuple):
@@ -28,43 +34,69 @@ class Placed(NamedTuple):
 
   source: str
   document: int
+  piece: bool  # of a document that was too long for a row
   task: str
   dropped: bool  # what asks for a drawing is left out
   positions: int
   frames: int
 
 
-def empty_row(data: config_lib.Data, vocab: vocab_lib.Vocab) -> Batch:
-  """A row without documents; see DESIGN section 3."""
+def empty_row(data: config_lib.Data, vocab: vocab_lib.Vocab, several: bool = False) -> Batch:
+  """A row without documents; see DESIGN section 3. `several` sources are told apart, too."""
   S, F, Q = data.positions, data.frames, vocab.codebooks
-  return {
+  P = data.depth_frames or F
+  sources = {"source": np.zeros(S, np.int16), "frame_source": np.zeros(P, np.int16)}
+  return {**(sources if several else {}),
     "main": np.full(S, vocab_lib.PAD, np.int32), "modality": np.zeros(S, np.int8),
     "segment": np.zeros(S, np.int32), "position": np.zeros((S, 3), np.int32),
     "weight": np.zeros(S, np.float32), "frame_at": np.full(F, S, np.int32),
     "frames": np.full((F, 2 * Q), vocab.no_code, np.int32),
-    "frame_weight": np.zeros((data.depth_frames or F, Q), np.float32)}
+    "frame_weight": np.zeros((P, Q), np.float32)}
 
 
-def assemble(rendered: list[documents.Streams], data: config_lib.Data, vocab: vocab_lib.Vocab,
+def assemble(rendered: Sequence[documents.Streams], data: config_lib.Data, vocab: vocab_lib.Vocab,
              rng: np.random.Generator) -> Batch:
-  """One row of the documents given, one after the other as segments 1, 2, ...
+  """One row of the documents given, one after the other as segments 1, 2, ...; see `fill`."""
+
+  def copy(row: documents.Streams, at: int, frame: int, streams: documents.Streams
+           ) -> tuple[int, int]:
+    n, m = len(streams.main), len(streams.frame_at)
+    for name in ("main", "modality", "position", "weight"):
+      getattr(row, name)[at : at + n] = getattr(streams, name)
+    row.frame_at[frame : frame + m] = streams.frame_at + at
+    for name in ("frames", "frame_weight"):
+      getattr(row, name)[frame : frame + m] = getattr(streams, name)
+    return at + n, frame + m
+
+  return fill([functools.partial(copy, streams=s) for s in rendered], data, vocab, rng)
+
+
+def fill(writers: Sequence[Callable[[documents.Streams, int, int], tuple[int, int]]],
+         data: config_lib.Data, vocab: vocab_lib.Vocab, rng: np.random.Generator,
+         sources: Sequence[int] | None = None) -> Batch:
+  """One row of documents that write themselves into it, as segments 1, 2, ...
 
   With `data.depth_frames`, frames with targets come first. `rng` draws which of them keep their
   targets where there are more than that, and what `data.listen_dropout` hides.
+
+  Args:
+    writers: each gets the row, the position and the frame to begin at; returns those behind it.
+    sources: the number of each one's source, if there are several.
   """
-  row = empty_row(data, vocab)
-  weight_FQ = np.zeros((data.frames, vocab.codebooks), np.float32)
+  row = empty_row(data, vocab, sources is not None)
+  weight_FQ = (np.zeros((data.frames, vocab.codebooks), np.float32) if data.depth_frames
+               else row["frame_weight"])
+  streams = documents.Streams(frame_weight=weight_FQ, **{
+    name: row[name] for name in ("main", "modality", "position", "weight", "frame_at", "frames")})
+  source_F = np.zeros(data.frames, np.int16)
   at = frame = 0
-  for segment, streams in enumerate(rendered, 1):
-    n, m = len(streams.main), len(streams.frame_at)
-    row["segment"][at : at + n] = segment
-    for name in ("main", "modality", "position", "weight"):
-      row[name][at : at + n] = getattr(streams, name)
-    if m:
-      row["frame_at"][frame : frame + m] = streams.frame_at + at
-      row["frames"][frame : frame + m] = streams.frames
-      weight_FQ[frame : frame + m] = streams.frame_weight
-    at, frame = at + n, frame + m
+  for segment, write in enumerate(writers, 1):
+    start, first = at, frame
+    at, frame = write(streams, at, frame)
+    row["segment"][start:at] = segment
+    if sources is not None:
+      row["source"][start:at] = sources[segment - 1]
+      source_F[first:frame] = sources[segment - 1]
   if data.depth_frames:
     spoken = np.flatnonzero(weight_FQ.any(1))
     if len(spoken) > data.depth_frames:
@@ -73,7 +105,10 @@ def assemble(rendered: list[documents.Streams], data: config_lib.Data, vocab: vo
     order_F = np.argsort(~first_F, kind="stable")
     weight_FQ = weight_FQ[order_F] * first_F[order_F, None]
     row["frame_at"], row["frames"] = row["frame_at"][order_F], row["frames"][order_F]
-  row["frame_weight"][:] = weight_FQ[: len(row["frame_weight"])]
+    row["frame_weight"][:] = weight_FQ[: len(row["frame_weight"])]
+    source_F = source_F[order_F]
+  if sources is not None:
+    row["frame_source"][:] = source_F[: len(row["frame_source"])]
   if data.listen_dropout:
     heard_FQ = row["frames"][:, vocab.codebooks :]
     heard_FQ[rng.random(heard_FQ.shape) < data.listen_dropout] = vocab.no_code
@@ -85,7 +120,8 @@ class Loader:
 
   A batch is a dict of numpy arrays with this host's B rows: main, modality, segment [B, S];
   position [B, S, 3]; weight [B, S]; frame_at [B, F]; frames [B, F, 2Q]; frame_weight [B, P, Q],
-  of the first P frames: `data.depth_frames`, or all.
+  of the first P frames: `data.depth_frames`, or all. Of several sources also source [B, S] and
+  frame_source [B, P], their numbers.
 
   Args:
     data: what to read and how to pack it.
@@ -95,6 +131,7 @@ class Loader:
     mine: rows of each global batch that this host reads; all of them by default.
     once: one pass over everything; the last batch is filled with empty rows.
     tokenizers: fingerprints by modality that the records must have, if given.
+    encode: of the text tokenizer, for `data.prompts`.
 
   Raises:
     ValueError: records that are not finished, of another vocabulary or other tokenizers, or
@@ -103,7 +140,8 @@ class Loader:
 
   def __init__(self, data: config_lib.Data, vocab: vocab_lib.Vocab, *, seed: int,
                sources: tuple[str, ...] | None = None, mine: range | None = None,
-               once: bool = False, tokenizers: Mapping[str, str] | None = None):
+               once: bool = False, tokenizers: Mapping[str, str] | None = None,
+               encode: Callable[[str], list[int]] | None = None):
     names = data.sources if sources is None else sources
     if not names:
       raise ValueError("no sources: name at least one directory written by `omnijax prepare` in "
@@ -112,35 +150,69 @@ class Loader:
     records = [Records(name) for name in names]
     for r in records:
       _check(r, records[0], vocab, tokenizers or {})
+    found = [_cut(r, data, name) for r, name in zip(records, names, strict=True)]
     self._data, self._vocab, self._names = data, vocab, names
-    self._local, self._records = len(mine), records
-    self._plan = Plan([r.counts for r in records], data, names=names, seed=seed, once=once)
-    self._rows = _Rows(records, self._plan, data, vocab, seed, mine)
-    for name, unfit in zip(names, self._plan.unfit, strict=True):
-      if any(unfit.values()):
-        _log.warning("%s: %s", name, _unfit(unfit, data))
+    self.records = [r for r, _ in found]
+    self._left_out = [n for _, n in found]
+    self._local = len(mine)
+    if encode is None:
+      assert not data.prompts
+      self._prompts = Prompts()
+    else:
+      self._prompts = Prompts(data.prompts, encode)
+    self._plan = Plan([r.lengths for r in self.records], data, seed=seed, prompts=self._prompts,
+                      once=once)
+    self._rows = _Rows(self.records, self._plan, data, vocab, seed, mine, once, self._prompts)
     self.fingerprint = config_lib.fingerprint({
       "records": [r.meta.content for r in records], "seed": seed, "once": once,
       "vocab": vocab.fingerprint, **{
         f: dataclasses.asdict(data)[f] for f in (
-          "weights", "rows", "positions", "frames", "depth_frames", "window", "tasks",
-          "acoustic_delay", "text_delay", "follow_delay", "caption_dropout", "listen_dropout",
-          "prompt_weight")}})
+          "weights", "weights_by", "stages", "epochs", "rows", "positions", "frames",
+          "depth_frames", "window", "tasks", "acoustic_delay", "text_delay", "follow_delay",
+          "caption_dropout", "listen_dropout", "prompts", "prompt_weight")}})
 
   @classmethod
   def heldout(cls, data: config_lib.Data, vocab: vocab_lib.Vocab, *, seed: int,
-              mine: range | None = None, tokenizers: Mapping[str, str] | None = None
-              ) -> "Loader":
+              mine: range | None = None, tokenizers: Mapping[str, str] | None = None,
+              encode: Callable[[str], list[int]] | None = None) -> "Loader":
     """One pass over `data.heldout`, in an order that mixes its sources; nothing is left out."""
     data = dataclasses.replace(data, caption_dropout=0.0, listen_dropout=0.0, depth_frames=0)
     return cls(data, vocab, seed=seed, sources=data.heldout, mine=mine, once=True,
-               tokenizers=tokenizers)
+               tokenizers=tokenizers, encode=encode)
 
   @property
   def steps(self) -> int | None:
     """Batches in one pass; None of an endless loader."""
     rows = self._plan.rows
     return None if rows is None else -(-rows // self._data.rows)
+
+  def forecast(self, steps: int) -> str:
+    """What so many steps will read, in a sentence.
+
+    Raises:
+      ValueError: there are no data for so many steps.
+    """
+    lengths = [r.lengths for r in self.records]
+    return forecast.told(self._names, self._plan.sizes, forecast.forecast(lengths, self._data,
+                                                                          steps), steps)
+
+  def recall(self, file: pathlib.Path) -> None:
+    """Takes over what `keep` wrote, if it was of the same data."""
+    ahead.recall(self._plan, file, self.fingerprint)
+
+  def keep(self, file: pathlib.Path) -> None:
+    """Writes which rows are in which windows, as far as that is known."""
+    ahead.keep(self._plan, file, self.fingerprint)
+
+  def reach(self, row: int) -> None:
+    """Makes a row of the plan known; if it is far on, by all cores and with a bar."""
+    found = self._plan.reached()
+    if row < found + _FAR * self._data.rows:
+      return
+    with progress.Progress(console=console.Console(stderr=True)) as bar:
+      task = bar.add_task("counting rows of data", total=row)
+      for at in ahead.count(self._plan, self.records, row, os.cpu_count() or 1):
+        bar.update(task, completed=min(at, row))
 
   def batch_at(self, step: int) -> Batch:
     """This host's slice of the global batch of a step."""
@@ -167,9 +239,9 @@ class Loader:
     data = self._data
     shift = 0 if row is None else row - start_step * data.rows
     rows = grain.MapDataset.source(self._rows.shifted(shift))[start_step * self._local : size]
-    ahead = data.prefetch if data.read_threads else 0
+    buffered = data.prefetch if data.read_threads else 0
     batches = rows.batch(self._local, batch_fn=_stack).to_iter_dataset(
-      grain.ReadOptions(num_threads=data.read_threads, prefetch_buffer_size=ahead))
+      grain.ReadOptions(num_threads=data.read_threads, prefetch_buffer_size=buffered))
     if data.workers:
       each = max(1, data.prefetch // data.workers)
       batches = batches.mp_prefetch(grain.MultiprocessingOptions(
@@ -190,11 +262,13 @@ class Loader:
   def placed(self, row: int) -> list[Placed]:
     """The documents of a row of the plan, in order, without reading them."""
     out = []
-    for source, document, task, dropped in self._plan.row(row):
-      counts = self._records[source].counts[document : document + 1]
-      positions, frames = documents.lengths(counts, task, dropped, self._data)
-      out.append(Placed(self._names[source], document, documents.TASKS[task], dropped,
-                        int(positions[0]), int(frames[0])))
+    for source, document, task, dropped, prompt in self._rows.members(row):
+      records = self.records[source]
+      positions, frames = documents.lengths(records.lengths[document : document + 1], task,
+                                            dropped, self._data)
+      positions += self._prompts.lengths(np.array([task]), np.array([prompt]))
+      out.append(Placed(self._names[source], document, document >= records.whole,
+                        documents.TASKS[task], dropped, int(positions[0]), int(frames[0])))
     return out
 
   def epochs(self, row: int) -> dict[str, tuple[float, float]]:
@@ -216,39 +290,56 @@ class Loader:
       "documents_per_row": len(window.document) / max(1, window.rows),
       "documents": dict(zip(self._names, self._plan.sizes, strict=True)),
       "epochs": dict(zip(self._names, self._plan.epochs(row), strict=True)),
-      "unfit": dict(zip(self._names, self._plan.unfit, strict=True))}
+      "unfit": dict(zip(self._names, self._left_out, strict=True))}
 
 
 class _Rows:
   """One host's rows, in the order of its batches, for grain to read at random."""
 
   def __init__(self, records: list[Records], plan: Plan, data: config_lib.Data,
-               vocab: vocab_lib.Vocab, seed: int, mine: range, shift: int = 0):
+               vocab: vocab_lib.Vocab, seed: int, mine: range, once: bool,
+               prompts: Prompts, shift: int = 0):
     self._records, self._plan, self._data, self._vocab = records, plan, data, vocab
-    self._seed, self._mine, self._shift = seed, mine, shift
+    self._seed, self._mine, self._once, self._shift = seed, mine, once, shift
+    self._prompts = prompts
 
   def shifted(self, rows: int) -> "_Rows":
     """These, so many rows of the plan later."""
-    return _Rows(self._records, self._plan, self._data, self._vocab, self._seed, self._mine, rows)
+    return _Rows(self._records, self._plan, self._data, self._vocab, self._seed, self._mine,
+                 self._once, self._prompts, rows)
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state)
-    self._plan.attach([r.counts for r in self._records])
+    self._plan.attach([r.lengths for r in self._records])
 
   def __len__(self) -> int:
     return 1 << 60  # endless; a slice says where to stop
 
+  def members(self, number: int) -> list[tuple[int, int, int, bool, int]]:
+    """What `Plan.row` says of a row; nothing behind the end of one pass."""
+    try:
+      return self._plan.row(number)
+    except IndexError as error:
+      if self._once:
+        return []
+      raise ValueError(f"the data run out in step {number // self._data.rows + 1}: all sources "
+                       "have been passed over as often as Data.epochs "
+                       f"{self._data.epochs} says; raise it, or lower Train.steps.") from error
+
   def __getitem__(self, index: int) -> Batch:
     step, row = divmod(index, len(self._mine))
     number = self._shift + step * self._data.rows + self._mine[row]
-    rows = self._plan.rows
-    if rows is not None and number >= rows:
-      return empty_row(self._data, self._vocab)
-    return assemble([
-      documents.render(self._records[source].read(document), task, dropped, self._data,
-                       self._vocab)
-      for source, document, task, dropped in self._plan.row(number)],
-      self._data, self._vocab, np.random.default_rng(key(self._seed, number)))
+    members = self.members(number)
+
+    def writer(source: int, document: int, task: int, dropped: bool, prompt: int) -> Any:
+      parts = self._records[source].read(document)
+      return lambda row, at, frame: documents.render_into(
+        row, at, frame, parts, task, dropped, self._data, self._vocab,
+        self._prompts.of(task, prompt))
+
+    several = [source for source, *_ in members] if len(self._records) > 1 else None
+    return fill([writer(*member) for member in members], self._data, self._vocab,
+                np.random.default_rng(key(self._seed, number)), several)
 
 
 def _begin_worker(index: int, count: int) -> None:
@@ -283,21 +374,19 @@ def _check(records: Records, first: Records, vocab: vocab_lib.Vocab,
                      f"{vocab.codebooks}; lower Tokenizers.codebooks or prepare again.")
 
 
-def _unfit(unfit: Mapping[str, int], data: config_lib.Data) -> str:
-  short = [f"{n} need more than Data.{field} {getattr(data, field)}"
-           for field, n in unfit.items() if n]
-  return f"documents that fit no row are left out: {', '.join(short)}"
-
-
-def describe(batch: Mapping[str, np.ndarray], row: int) -> list[dict[str, Any]]:
-  """The runs of equal segment and modality in a row, for drawing it.
-
-  Returns:
-    {"segment", "modality", "start", "stop"} of each run, in order; padding is left out.
-  """
-  segment, modality = np.asarray(batch["segment"])[row], np.asarray(batch["modality"])[row]
-  change = np.flatnonzero((np.diff(segment) != 0) | (np.diff(modality) != 0)) + 1
-  edges = [0, *change.tolist(), len(segment)]
-  return [{"segment": int(segment[a]), "modality": vocab_lib.MODALITIES[int(modality[a])],
-           "start": a, "stop": b}
-          for a, b in itertools.pairwise(edges) if segment[a]]
+def _cut(records: Records, data: config_lib.Data, name: str) -> tuple[Records, int]:
+  """Records with what is too long for a row in pieces, and how many documents fit none at all."""
+  long = fit.unfit(records.lengths, data)
+  if not len(long):
+    return records, 0
+  parts, starts, whole = cut.cut((records.parts(i) for i in long.tolist()), data)
+  lost = long[whole]
+  fit.check(records.lengths, lost, data, name)
+  if len(starts):
+    _log.info("%s: %d documents are longer than a row: cut into %d pieces", name,
+              len(long) - len(lost), len(starts))
+    records = Records(records.root, (parts, starts))
+  if len(lost):
+    _log.warning("%s: %d documents fit no row of %d positions and %d frames, and have parts that "
+                 "can't be cut: they are left out", name, len(lost), data.positions, data.frames)
+  return records, len(lost)

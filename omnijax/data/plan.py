@@ -1,9 +1,9 @@
 """Which documents share which row: a pure function of (seed, weights, lengths).
 
-The documents of all sources form one endless stream: each source permuted anew in every epoch,
-the sources interleaved by weight. The stream is cut into windows; each is packed by itself and
-its rows shuffled. A prefix sum over the rows of the windows makes any row reachable by planning
-its window alone, so the state of a data set is one integer.
+The stream of documents (`mixture.py`) is cut into windows; each is packed by itself and its rows
+shuffled. A prefix sum over the rows of the windows makes any row reachable by planning its window
+alone, so the state of a data set is one integer. Where weights change at a row, a window ends with
+that row.
 
 N documents of a window  T tasks
 """
@@ -11,107 +11,21 @@ N documents of a window  T tasks
 import bisect
 import collections
 import dataclasses
-import fractions
-import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from omnijax import config as config_lib
-from omnijax.data import documents
+from omnijax.data import documents, fit
+from omnijax.data.lengths import Lengths
+from omnijax.data.mixture import Once, Stream
+from omnijax.data.order import key, mix, permute
 from omnijax.data.pack import pack
+from omnijax.data.prompts import Prompts
 
-_WORD = (1 << 64) - 1
-_PERIOD = 1 << 20  # longest pattern of sources
 _KEPT = 3  # windows kept, enough for readers of neighbouring batches
-_CHUNK = 1 << 20  # documents looked at together
-
-
-def key(*parts: int) -> int:
-  """64 bits that depend on every part and on their order."""
-  out = 0x9E3779B97F4A7C15
-  for part in parts:
-    out = _finish((out ^ (part & _WORD)) * 0xD1342543DE82EF95 + 0x9E3779B97F4A7C15 & _WORD)
-  return out
-
-
-def _finish(x: int) -> int:
-  x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _WORD
-  x = (x ^ x >> 27) * 0x94D049BB133111EB & _WORD
-  return x ^ x >> 31
-
-
-def mix(x_N: np.ndarray, salt: int) -> np.ndarray:
-  """64 hashed bits for each number; source: the finaliser of SplitMix64 (Steele et al. 2014)."""
-  x_N = x_N.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(salt)
-  x_N = (x_N ^ x_N >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-  x_N = (x_N ^ x_N >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-  return x_N ^ x_N >> np.uint64(31)
-
-
-def permute(index_N: np.ndarray, size: int, salt: int) -> np.ndarray:
-  """A keyed permutation of range(size), for some of its indices, without making it whole.
-
-  A Feistel network over two digits a x b >= size, walked until it falls inside: since a and b
-  differ by the least possible, nearly none has to walk (Black and Rogaway 2002).
-
-  Args:
-    index_N: numbers in [0, size).
-    size: length of the permutation.
-    salt: the key.
-
-  Returns:
-    int64 [N].
-  """
-  a = math.isqrt(size - 1) + 1
-  b = -(-size // a)
-  out_N = index_N.astype(np.int64)
-  todo = np.arange(len(out_N))
-  while len(todo):
-    left, right = np.divmod(out_N[todo], b)
-    for i in range(6):
-      x, y, n = (left, right, a) if i % 2 == 0 else (right, left, b)
-      x += (mix(y, key(salt, i)) >> np.uint64(32)).astype(np.int64) * n >> 32
-      x -= np.where(x >= n, n, 0)
-    moved = left * b + right
-    out_N[todo] = moved
-    todo = todo[moved >= size]
-  return out_N
-
-
-@dataclasses.dataclass(frozen=True)
-class Mixture:
-  """Sources interleaved so that each is always within one document of its exact share."""
-
-  shares: tuple[int, ...]  # documents of each source in a period
-
-  @classmethod
-  def of(cls, weights: Sequence[float]) -> "Mixture":
-    """The mixture of weights by documents, exact if a period of 2^20 can express them."""
-    exact = [fractions.Fraction(str(w)) for w in weights]
-    scale = math.lcm(*(f.denominator for f in exact))
-    whole = [int(f * scale) for f in exact]
-    whole = [n // math.gcd(*whole) for n in whole]
-    if sum(whole) > _PERIOD:
-      whole = [max(1, round(n * (_PERIOD - len(whole)) / sum(whole))) for n in whole]
-    return cls(tuple(whole))
-
-  def __post_init__(self) -> None:
-    # Draw n of a source is due at (2n + 1) / 2 share: all of them merged in time.
-    due = [(2 * np.arange(n) + 1) / (2 * n) for n in self.shares]
-    source = np.repeat(np.arange(len(self.shares), dtype=np.int32), self.shares)
-    order = np.argsort(np.concatenate(due), kind="stable")
-    count = np.concatenate([np.arange(n) for n in self.shares])
-    object.__setattr__(self, "_pattern", (source[order], count[order]))
-
-  def draw(self, index_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The source of each place in the stream, and how many of that source came before."""
-    source, count = self._pattern  # type: ignore[attr-defined]
-    period_N, at_N = np.divmod(index_N, len(source))
-    source_N = source[at_N]
-    return source_N, period_N * np.asarray(self.shares)[source_N] + count[at_N]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +37,7 @@ class Window:
   document: np.ndarray  # [N]
   task: np.ndarray  # [N]
   dropped: np.ndarray  # [N]
+  prompt: np.ndarray  # [N]
   positions: int  # used, of all rows together
   frames: int
   unfit: int  # documents drawn that fit no row
@@ -136,68 +51,71 @@ class Plan:
   """The rows of a data set, each reachable by its number.
 
   Args:
-    counts: for each source its length index, rows of `documents.COUNTS`.
+    lengths: the length index of each source.
     data: weights, budgets, tasks and delays are read.
-    names: of the sources, for messages.
     seed: of every shuffle and draw.
-    once: one shuffled pass over all documents of all sources, instead of an endless stream.
-
-  Raises:
-    ValueError: nothing of a source fits a row, or a weight is not above 0.
+    prompts: what tasks are asked with.
+    once: one shuffled pass over all documents of all sources, instead of a stream by weights.
   """
 
-  def __init__(self, counts: Sequence[np.ndarray], data: config_lib.Data, *,
-               names: Sequence[str], seed: int, once: bool = False):
-    self._counts, self._data, self._seed = list(counts), data, seed
-    self.sizes = [len(c) for c in counts]
-    self.unfit = [_check_fit(c, data, n) for c, n in zip(counts, names, strict=True)]
-    weights = data.weights if data.weights and not once else self.sizes
-    if min(weights) <= 0:
-      raise ValueError(f"Data.weights are {tuple(weights)}; each must be above 0: leave out the "
-                       "source instead.")
-    self._mixture = None if once else Mixture.of([float(w) for w in weights])
-    self.windows = -(-sum(self.sizes) // data.window) if once else None
+  def __init__(self, lengths: Sequence[Lengths], data: config_lib.Data, *, seed: int,
+               prompts: Prompts = Prompts(), once: bool = False):
+    self._lengths, self._data, self._seed = list(lengths), data, seed
+    self._prompts = prompts
+    self.sizes = [len(x) for x in lengths]
+    self._stages = [] if once else stages(lengths, data)
+    _, weights = self._stages.pop(0) if self._stages else (0, [])
+    self._stream: Stream | Once = Once(self.sizes, seed) if once else Stream(
+      self.sizes, weights, data.epochs or [0.0] * len(self.sizes), seed)
     self._cache = collections.OrderedDict[int, Window]()
+    self._places = [0]  # of the stream, where each window begins
     self._ends: list[int] = []  # rows up to and including each window
+    self._changes: list[int] = []  # windows that end where weights change
     self._lock = threading.RLock()
 
   def __getstate__(self) -> dict[str, Any]:
     """All but the length index, which may be large: the receiver calls `attach`."""
-    return {k: v for k, v in self.__dict__.items() if k not in ("_counts", "_lock", "_cache")}
+    return {k: v for k, v in self.__dict__.items() if k not in ("_lengths", "_lock", "_cache")}
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state)
     self._cache = collections.OrderedDict()
     self._lock = threading.RLock()
 
-  def attach(self, counts: Sequence[np.ndarray]) -> None:
+  def attach(self, lengths: Sequence[Lengths]) -> None:
     """Gives the length index back to a plan that was sent to another process."""
-    self._counts = list(counts)
+    self._lengths = list(lengths)
 
   @property
   def rows(self) -> int | None:
-    """All rows of one pass; None of an endless plan."""
-    if self.windows is None:
+    """All rows there are; None of an endless plan, or of one whose end has changes before it."""
+    if self._stages or self._stream.end is None:
       return None
-    self._extend(self.windows)
-    return self._ends[-1]
+    while self._more():
+      self._count()
+    return self._ends[-1] if self._ends else 0
 
-  def row(self, number: int) -> list[tuple[int, int, int, bool]]:
-    """The (source, document, task, dropped) of each document of a row, in order."""
+  def row(self, number: int) -> list[tuple[int, int, int, bool, int]]:
+    """The (source, document, task, dropped, prompt) of each document of a row, in order.
+
+    Raises:
+      IndexError: the plan ends before it.
+    """
     index = self._window_of(number)
     w = self.window(index)
     at = number - (self._ends[index - 1] if index else 0)
     span = slice(w.starts[at], w.starts[at + 1])
     return list(zip(w.source[span].tolist(), w.document[span].tolist(), w.task[span].tolist(),
-                    w.dropped[span].tolist(), strict=True))
+                    w.dropped[span].tolist(), w.prompt[span].tolist(), strict=True))
+
+  def reached(self) -> int:
+    """Rows of all windows that are counted."""
+    return self._ends[-1] if self._ends else 0
 
   def epochs(self, number: int, *, begun: bool = False) -> list[float]:
     """Passes over each source when the window of a row has ended, or when it has begun."""
-    end = np.array([(self._window_of(number) + (not begun)) * self._data.window])
-    if self._mixture is None:
-      return [min(1.0, end[0] / sum(self.sizes))] * len(self.sizes)
-    share = np.asarray(self._mixture.shares) / sum(self._mixture.shares)
-    return (end * share / self.sizes).tolist()
+    drawn = self._stream.drawn(self._places[self._window_of(number) + (not begun)])
+    return [n / max(1, size) for n, size in zip(drawn, self.sizes, strict=True)]
 
   def window_at(self, row: int) -> Window:
     """The window that a row lies in."""
@@ -206,9 +124,12 @@ class Plan:
   def window(self, index: int) -> Window:
     """Plans a window, or finds it among the last few."""
     with self._lock:
+      while index >= len(self._ends) and self._more():
+        self._count()
       found = self._cache.get(index)
       if found is None:
-        found = self._plan(index)
+        rows = self._ends[index] - (self._ends[index - 1] if index else 0)
+        found = self._plan(self._places[index], self._places[index + 1], rows)
         self._cache[index] = found
         if len(self._cache) > _KEPT:
           self._cache.popitem(last=False)
@@ -219,96 +140,144 @@ class Plan:
   def _window_of(self, row: int) -> int:
     with self._lock:
       while not self._ends or row >= self._ends[-1]:
-        if self.windows is not None and len(self._ends) == self.windows:
-          raise IndexError(f"row {row} of a pass of {self._ends[-1]} rows")
-        self._extend(len(self._ends) + 1)
+        if not self._more():
+          raise IndexError(f"row {row} of a pass of {self._ends[-1] if self._ends else 0} rows")
+        self._count()
       return bisect.bisect_right(self._ends, row)
 
-  def _extend(self, windows: int) -> None:
+  def _more(self) -> bool:
+    """Whether the stream goes on behind the windows that are counted."""
+    return self._stream.end is None or self._places[-1] < self._stream.end or bool(self._stages)
+
+  def _next(self) -> tuple[int, int]:
+    """The places of the next window, if no change cuts it short."""
+    start, end = self._places[-1], self._stream.end
+    stop = start + self._data.window
+    return start, stop if end is None else min(stop, end)
+
+  def _count(self, rows: int | None = None) -> None:
+    """Finds where the next window ends, and how many rows it has.
+
+    Args:
+      rows: of it, if that is known already.
+    """
     with self._lock:
-      for index in range(len(self._ends), windows):
-        self._ends.append((self._ends[-1] if index else 0) + self.window(index).rows)
+      start, stop = self._next()
+      before = self._ends[-1] if self._ends else 0
+      change = self._stages[0][0] if self._stages else None
+      if rows is None:
+        rows = self.count(start, stop)
+      # At the stream's end a change may bring sources back: the rows until then stay empty.
+      if change is not None and (before + rows >= change or stop == self._stream.end):
+        if before + rows > change:
+          stop = self._cut(start, stop, change - before)
+        rows = change - before
+        assert isinstance(self._stream, Stream)
+        self._stream.change(stop, self._stages.pop(0)[1])
+        self._changes.append(len(self._ends))
+      self._places.append(stop)
+      self._ends.append(before + rows)
 
-  def _draw(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Source, epoch and document of each place of a window."""
-    start = index * self._data.window
-    if self._mixture is None:
-      place_N = np.arange(start, min(start + self._data.window, sum(self.sizes)))
-      place_N = permute(place_N, sum(self.sizes), key(self._seed, 1))
-      edges = np.cumsum(self.sizes)
-      source_N = np.searchsorted(edges, place_N, side="right")
-      return source_N, np.zeros_like(place_N), place_N - (edges - self.sizes)[source_N]
-    source_N, count_N = self._mixture.draw(np.arange(start, start + self._data.window))
-    epoch_N, document_N = np.divmod(count_N, np.asarray(self.sizes)[source_N])
-    for source, size in enumerate(self.sizes):
-      mine = np.flatnonzero(source_N == source)
-      for epoch in np.unique(epoch_N[mine]).tolist():
-        which = mine[epoch_N[mine] == epoch]
-        salt = key(self._seed, 2, source, epoch)
-        document_N[which] = permute(document_N[which], size, salt)
-    return source_N, epoch_N, document_N
+  def counted(self) -> dict[str, np.ndarray]:
+    """All windows whose rows are known so far, for `recall`."""
+    with self._lock:
+      return {"places": np.array(self._places), "ends": np.array(self._ends, np.int64),
+              "changes": np.array(self._changes, np.int64)}
 
-  def _plan(self, index: int) -> Window:
+  def recall(self, counted: Mapping[str, np.ndarray]) -> None:
+    """Takes over windows that another plan of the same data has counted."""
+    assert not self._ends
+    self._places, self._ends = counted["places"].tolist(), counted["ends"].tolist()
+    self._changes = counted["changes"].tolist()
+    for window in self._changes:
+      assert isinstance(self._stream, Stream)
+      self._stream.change(self._places[window + 1], self._stages.pop(0)[1])
+
+  def ahead(self, rows: int, counts: Callable[["Plan", list[tuple[int, int]]], Iterator[int]],
+            together: int) -> Iterator[int]:
+    """Counts windows until so many rows are reached, many windows at a time.
+
+    Args:
+      rows: to reach.
+      counts: yields what this plan's `count` says of each of some spans of places.
+      together: spans at a time.
+
+    Yields:
+      the rows that are reached.
+    """
+    while self._more() and (not self._ends or self._ends[-1] < rows):
+      start, stop = self._next()
+      spans = [(start, stop)]
+      while len(spans) < together and (end := self._stream.end or stop + 1) and stop < end:
+        start, stop = stop, stop + self._data.window
+        spans.append((start, stop if self._stream.end is None else min(stop, end)))
+      changes = len(self._changes)
+      for span, found in zip(spans, counts(self, spans), strict=True):
+        # A change makes what was counted behind it void.
+        if len(self._changes) == changes and self._more() and span == self._next():
+          self._count(found)
+      yield self._ends[-1]
+
+  def _cut(self, start: int, stop: int, rows: int) -> int:
+    """The last place that a window may end at to have so many rows at most."""
+    low, high = start, stop
+    while high - low > 1:
+      middle = (low + high) // 2
+      low, high = (middle, high) if self.count(start, middle) <= rows else (low, middle)
+    return low
+
+  def count(self, start: int, stop: int) -> int:
+    """Rows that the documents of some places take."""
+    return self._packed(start, stop)[-1] if stop > start else 0
+
+  def _packed(self, start: int, stop: int) -> tuple[Any, ...]:
+    """Documents of some places, what is made of each, sums of their lengths, rows."""
     data = self._data
-    source_N, epoch_N, document_N = self._draw(index)
-    counts_N = np.empty(len(source_N), documents.COUNTS)
-    chance_N = np.empty(len(source_N), np.uint64)
-    for source, counts in enumerate(self._counts):
+    source_N, epoch_N, document_N = self._stream.draw(start, stop)
+    some, chance_N, order = [], np.empty(len(source_N), np.uint64), []
+    for source, lengths in enumerate(self._lengths):
       mine = np.flatnonzero(source_N == source)
-      counts_N[mine] = counts[document_N[mine]]
+      some.append(lengths[document_N[mine]])
+      order.append(mine)
       salted_N = mix(document_N[mine], key(self._seed, 3, source))
       chance_N[mine] = mix(salted_N ^ epoch_N[mine].astype(np.uint64), key(self._seed, 4))
-    usable_NT = usable(counts_N, data)
+    counts_N = some[0]
+    if len(some) > 1:
+      counts_N = Lengths.join(some)[np.argsort(np.concatenate(order), kind="stable")]
+    usable_NT = fit.usable(counts_N, data, self._prompts)
     fit_N = usable_NT.any(1)
-    source_N, document_N, counts_N = source_N[fit_N], document_N[fit_N], counts_N[fit_N]
-    task_N, dropped_N = documents.choose(counts_N, usable_NT[fit_N], chance_N[fit_N], data)
+    if not fit_N.all():
+      source_N, document_N, counts_N = source_N[fit_N], document_N[fit_N], counts_N[fit_N]
+      usable_NT, chance_N = usable_NT[fit_N], chance_N[fit_N]
+    task_N, dropped_N = documents.choose(counts_N, usable_NT, chance_N, data)
+    prompt_N = self._prompts.choose(task_N, dropped_N, chance_N)
     positions_N, frames_N = documents.lengths(counts_N, task_N, dropped_N, data)
+    positions_N += self._prompts.lengths(task_N, prompt_N)
     row_N, rows = pack(positions_N, frames_N, data.positions, data.frames, data.documents)
+    return (source_N, document_N, task_N, dropped_N, prompt_N, int(positions_N.sum()),
+            int(frames_N.sum()), int((~fit_N).sum()), row_N, rows)
+
+  def _plan(self, start: int, stop: int, rows: int) -> Window:
+    """The window of some places; rows more than its documents take stay empty."""
+    if start == stop:
+      none = np.zeros(0, np.int64)
+      return Window(np.zeros(rows + 1, np.int64), none, none, none, none > 0, none, 0, 0, 0)
+    *of_N, positions, frames, unfit, row_N, found = self._packed(start, stop)
+    assert found <= rows
     # Rows are opened longest first: shuffled, so that training sees no order by length.
-    row_N = permute(np.arange(rows), rows, key(self._seed, 5, index))[row_N] if rows else row_N
+    if rows:
+      row_N = permute(np.arange(rows), rows, key(self._seed, 5, start))[row_N]
     order = np.argsort(row_N, kind="stable")
     starts = np.concatenate([[0], np.cumsum(np.bincount(row_N, minlength=rows))])
-    return Window(starts, source_N[order], document_N[order], task_N[order], dropped_N[order],
-                  int(positions_N.sum()), int(frames_N.sum()), int((~fit_N).sum()))
+    return Window(starts, *[x_N[order] for x_N in of_N], positions=positions, frames=frames,
+                  unfit=unfit)
 
 
-def usable(counts_N: np.ndarray, data: config_lib.Data) -> np.ndarray:
-  """Which tasks each document allows and a row has room for: bool [N, T]."""
-  out_NT = documents.allowed(counts_N)
-  for task in range(len(documents.TASKS)):
-    which = np.flatnonzero(out_NT[:, task])
-    positions, frames = documents.lengths(counts_N[which], task, False, data)
-    out_NT[which, task] = (positions <= data.positions) & (frames <= data.frames)
-  return out_NT
-
-
-def _check_fit(counts: np.ndarray, data: config_lib.Data, name: str) -> dict[str, int]:
-  """How many documents of a source fit no row, by reason; raises if none of a kind does."""
-  out = {"positions": 0, "frames": 0}
-  fit: set[str] = set()
-  best: dict[str, tuple[float, int, int]] = {}
-  for start in range(0, len(counts), _CHUNK):
-    chunk = np.asarray(counts[start : start + _CHUNK])
-    unfit_N = ~usable(chunk, data).any(1)
-    positions_N, frames_N = documents.lengths(chunk, documents.PLAIN, False, data)
-    many_N = unfit_N & (frames_N > data.frames)
-    out["frames"] += int(many_N.sum())
-    out["positions"] += int((unfit_N & ~many_N).sum())
-    excess_N = np.maximum(positions_N / data.positions, frames_N / data.frames)
-    sound_N, shown_N = chunk["audio"] > 0, chunk["images"] > 0
-    for what, mine_N in (("one recording", sound_N), ("one image", shown_N),
-                         ("one text", ~sound_N & ~shown_N)):
-      if (mine_N & ~unfit_N).any():
-        fit.add(what)
-      if (mine_N & unfit_N).any():
-        i = int(np.where(mine_N & unfit_N, excess_N, np.inf).argmin())
-        found = (float(excess_N[i]), int(positions_N[i]), int(frames_N[i]))
-        best[what] = min(best.get(what, found), found)
-  for what, (_, positions, frames) in best.items():
-    if what not in fit:
-      short = [f"needs {need} {field}, Data.{field} is {have}; raise Data.{field} to {need}"
-               for field, need, have in (("positions", positions, data.positions),
-                                         ("frames", frames, data.frames)) if need > have]
-      raise ValueError(f"row budget too small for {what}: the smallest such document of {name} "
-                       f"{' and '.join(short)} or more.")
-  return out
+def stages(lengths: Sequence[Lengths], data: config_lib.Data) -> list[tuple[int, list[float]]]:
+  """The row at which weights by documents begin to hold, and the weights."""
+  sizes = [float(len(x)) for x in lengths]
+  n = len(sizes)
+  means = [fit.mean_positions(x) if data.weights_by == "tokens" else 1.0 for x in lengths]
+  given = data.weights or tuple(s * m for s, m in zip(sizes, means, strict=True))
+  return [(step * data.rows, [w / m for w, m in zip(given[i * n : i * n + n], means, strict=True)])
+          for i, step in enumerate((0, *data.stages))]

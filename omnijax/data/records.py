@@ -1,10 +1,10 @@
 """Prepared documents on disk, readable at random: the only module that knows the files.
 
-A directory holds flat token files in small shards (`text-00000.bin`, `image-*`, `audio-*`), two
-tables (`parts.npy`, `documents.npy`, memory-mapped), `rejects.jsonl`, and `meta.json`, which is
-written last: without it the directory is not finished. An image or a recording that many
-documents share is stored once. Documents held out have tables of their own, in a directory within.
-Everything is written beside its name and then renamed.
+A directory holds flat token files in small shards (`text-00000.bin`, `image-*`, `audio-*`); tables
+of parts and of documents (`parts.npy`; `starts.npy`, `lengths.npy`, `forms.npy`; memory-mapped);
+`rejects.jsonl`; and `meta.json`, which is written last: without it the directory is not finished.
+An image or a recording that many documents share is stored once. Documents held out have tables of
+their own, in a directory within. Everything is written beside its name and then renamed.
 
 Q codebooks
 """
@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 
 from omnijax import vocab as vocab_lib
-from omnijax.data import documents
+from omnijax.data import cut, documents
+from omnijax.data.lengths import Lengths
 
-FORMAT = 3
+FORMAT = 4
 META, REJECTS = "meta.json", "rejects.jsonl"
-_PARTS, _DOCUMENTS = "parts.npy", "documents.npy"
+_PARTS, _STARTS, _LENGTHS, _FORMS = "parts.npy", "starts.npy", "lengths.npy", "forms.npy"
 _NAMES = {vocab_lib.TEXT: "text", vocab_lib.IMAGE: "image", vocab_lib.AUDIO: "audio"}
 _OPEN_SHARDS = 256  # memory maps kept for each modality
 
@@ -59,9 +60,10 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 def write_tables(root: pathlib.Path, parts: np.ndarray, starts: np.ndarray) -> str:
   """Writes the tables of parts and documents; returns a hash of every length in them."""
-  counts = documents.counts(parts, starts)
+  index = Lengths.of(documents.counts(parts, starts))
   digest = hashlib.sha256()
-  for name, table in ((_PARTS, parts), (_DOCUMENTS, counts)):
+  for name, table in ((_PARTS, parts), (_STARTS, starts), (_LENGTHS, index.rows),
+                      (_FORMS, index.forms)):
     temporary = root / (name + ".tmp")
     with temporary.open("wb") as file:
       np.save(file, table)
@@ -105,11 +107,17 @@ class Meta:
 class Records:
   """Random access to a prepared directory; cheap to open and to send to another process.
 
+  Args:
+    root: the directory.
+    more: further documents made of what is in it: rows of `documents.PART`, and the first row of
+      each.
+
   Raises:
     ValueError: the directory was not prepared, or not to its end.
   """
 
-  def __init__(self, root: str | pathlib.Path):
+  def __init__(self, root: str | pathlib.Path,
+               more: tuple[np.ndarray, np.ndarray] | None = None):
     self.root = pathlib.Path(root)
     meta = Meta.read(self.root)
     if meta is None:
@@ -118,8 +126,12 @@ class Records:
                        f"`omnijax prepare SOURCE --out {self.root}`.")
     self.meta = meta
     # As plain arrays: each slice of a np.memmap costs as much as reading the document.
-    self.parts = np.asarray(np.load(self.root / _PARTS, mmap_mode="r"))
-    self.counts = np.asarray(np.load(self.root / _DOCUMENTS, mmap_mode="r"))
+    self.table, self._starts, lengths, forms = (
+      np.asarray(np.load(self.root / name, mmap_mode="r"))
+      for name in (_PARTS, _STARTS, _LENGTHS, _FORMS))
+    self.lengths, self._more = Lengths(lengths, forms), more
+    if more is not None:
+      self.lengths = Lengths.join([self.lengths, cut.index(*more)])
     self._tokens = {}
     for kind, name in _NAMES.items():
       if name in meta.tokenizers:
@@ -129,17 +141,29 @@ class Records:
         self._tokens[kind] = _Tokens(self.root / meta.tokens, kind, width, codes, meta.shards[name])
 
   def __reduce__(self):
-    return Records, (self.root,)
+    return Records, (self.root, self._more)
 
   def __len__(self) -> int:
-    return len(self.counts)
+    return len(self.lengths)
+
+  @property
+  def whole(self) -> int:
+    """Documents without `more`."""
+    return len(self._starts)
+
+  def parts(self, index: int) -> np.ndarray:
+    """The rows of `documents.PART` of one document."""
+    table, starts = self.table, self._starts
+    if index >= len(starts):
+      assert self._more is not None
+      index -= len(starts)
+      table, starts = self._more
+    stop = starts[index + 1] if index + 1 < len(starts) else len(table)
+    return table[starts[index] : stop]
 
   def read(self, index: int) -> list[documents.Part]:
     """The parts of one document; its arrays are views of the files."""
-    start = int(self.counts["parts"][index])
-    stop = (int(self.counts["parts"][index + 1]) if index + 1 < len(self.counts)
-            else len(self.parts))
-    return [self._part(*row) for row in self.parts[start:stop].tolist()]
+    return [self._part(*row) for row in self.parts(index).tolist()]
 
   def _part(self, kind: int, role: int, rows: int, cols: int, length: int, words: int,
             timed: int, offset: int, words_offset: int, heard_offset: int) -> documents.Part:

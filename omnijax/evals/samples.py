@@ -5,7 +5,7 @@ the prompt is what comes before its turn. Greedy, so that samples of two steps c
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import numpy as np
 
 from omnijax import config as config_lib
 from omnijax import vocab as vocab_lib
-from omnijax.data import documents, plan
+from omnijax.data import documents, fit
+from omnijax.data.prompts import Prompts
 from omnijax.data.records import Records
 from omnijax.generate import command, decode, parse
 from omnijax.generate.engine import Goal, To
@@ -36,7 +37,7 @@ def write(run: config_lib.Run, vocab: vocab_lib.Vocab, tokenizers: Any, model: O
   """
   out = run_dir / "samples" / f"{step:07d}"
   out.mkdir(parents=True, exist_ok=True)
-  asked = [(name, i, prompt) for name, prompts in _prompts(run).items()
+  asked = [(name, i, prompt) for name, prompts in _prompts(run, tokenizers.text.encode).items()
            for i, prompt in enumerate(prompts)]
   generator = decode.Generator(model, vocab, run.data, tokenizers, max_batch=max(len(asked), 1),
                                max_positions=min(run.data.positions, _LONGEST))
@@ -51,12 +52,13 @@ def write(run: config_lib.Run, vocab: vocab_lib.Vocab, tokenizers: Any, model: O
   return out
 
 
-def _prompts(run: config_lib.Run) -> dict[To, list[list[documents.Part]]]:
+def _prompts(run: config_lib.Run, encode: Callable[[str], list[int]]
+             ) -> dict[To, list[list[documents.Part]]]:
   """By modality, prompts that end where the assistant's turn begins."""
   found: dict[To, list[list[documents.Part]]] = {"text": [], "image": [], "audio": []}
   kinds: list[To] = list(found)  # in the order of the modality tags
   turn = documents.Part(vocab_lib.TEXT, documents.ASSISTANT, np.zeros(0, np.int32))
-  for parts in _documents(run):
+  for parts in _documents(run, Prompts(run.data.prompts, encode)):
     first = next((i for i, p in enumerate(parts) if p.role == documents.ASSISTANT), None)
     if first:
       mine = found[kinds[parts[first].kind]]
@@ -65,7 +67,7 @@ def _prompts(run: config_lib.Run) -> dict[To, list[list[documents.Part]]]:
   return found
 
 
-def _documents(run: config_lib.Run) -> Iterator[list[documents.Part]]:
+def _documents(run: config_lib.Run, asked: Prompts) -> Iterator[list[documents.Part]]:
   """Held-out documents where there are some, otherwise those of training, as rendered.
 
   Those that fit no row, or are longer than samples may be, are left out.
@@ -75,9 +77,11 @@ def _documents(run: config_lib.Run) -> Iterator[list[documents.Part]]:
   for name in run.data.heldout or run.data.sources:
     records = Records(name)
     for i in np.linspace(0, len(records) - 1, min(len(records), _LOOK)).astype(int).tolist():
-      tasks = np.flatnonzero(plan.usable(records.counts[i : i + 1], room)[0])
+      tasks = np.flatnonzero(fit.usable(records.lengths[i : i + 1], room, asked)[0])
+      tasks = tasks[tasks != documents.FOLLOW]  # nobody answers there
       if len(tasks):  # plain only where nothing else is possible
-        yield documents.arrange(records.read(i), int(tasks[-1]), False)
+        task = int(tasks[-1])
+        yield documents.arrange(records.read(i), task, False, asked.of(task, 0))
 
 
 def _describe(parts: list[documents.Part], text: Any) -> str:

@@ -20,6 +20,7 @@ from omnijax.evals import media as media_lib
 from omnijax.evals import segments, show_html
 from omnijax.job import saved
 from omnijax.tokenizers import load as tokenizers_lib
+from omnijax.train import directory
 from omnijax.train import events as events_lib
 
 ROWS = 4  # shown, if nothing else is said
@@ -80,12 +81,12 @@ def show(path: Path, run: config_lib.Run | None, step: int, rows: int, out: Path
   if step < 0 or rows < 1:
     raise ValueError(f"--step is {step} and --rows {rows}; wanted a step from 0 on, and at least "
                      "one row.")
-  past = Past([], "", [])
+  past = Past()
   if run is None:
     run, past = of_run(path, step)
   tokenizers = tokenizers_lib.load_all(run.tokenizers)
   vocab = tokenizers_lib.vocab_of(tokenizers, run.tokenizers)
-  shown = collect(run, step, rows, tokenizers, vocab, past.events, past.data, past.notes)
+  shown = collect(run, step, rows, tokenizers, vocab, past)
   out = Path(f"{run.name}_step_{step}.html") if out is None else out
   part = out.with_suffix(".part")
   try:
@@ -101,11 +102,18 @@ def show(path: Path, run: config_lib.Run | None, step: int, rows: int, out: Path
 
 @dataclasses.dataclass(frozen=True)
 class Past:
-  """What the directory of a run tells: events until the step, fingerprint of the data, notes."""
+  """What the directory of a run tells of a step.
 
-  events: list[events_lib.Event]
-  data: str
-  notes: list[str]
+  events: of the run, until then.
+  data: fingerprint that the data had, if known.
+  counted: where the run keeps what it knows of the plan.
+  notes: for the page.
+  """
+
+  events: Sequence[events_lib.Event] = ()
+  data: str = ""
+  counted: Path | None = None
+  notes: Sequence[str] = ()
 
 
 def of_run(run_dir: Path, step: int) -> tuple[config_lib.Run, Past]:
@@ -145,12 +153,11 @@ def of_run(run_dir: Path, step: int) -> tuple[config_lib.Run, Past]:
   if identity is not None and not any(
       name.startswith("data.") for name in events_lib.settings(identity.run, run)):
     data = identity.data
-  return run, Past(until, data, notes)
+  return run, Past(until, data, run_dir / directory.COUNTED, notes)
 
 
 def collect(run: config_lib.Run, step: int, rows: int, tokenizers: Any, vocab: vocab_lib.Vocab,
-            events: Sequence[events_lib.Event] = (), fingerprint: str = "",
-            notes: Sequence[str] = ()) -> Shown:
+            past: Past = Past()) -> Shown:
   """Everything about the batch of a step.
 
   Args:
@@ -159,19 +166,21 @@ def collect(run: config_lib.Run, step: int, rows: int, tokenizers: Any, vocab: v
     rows: of the global batch, at most so many.
     tokenizers: has text, image and audio, with `decode`.
     vocab: of the model.
-    events: of the run, until then.
-    fingerprint: that the data had, if known.
-    notes: for the page.
+    past: what happened to a run until then.
   """
   # The same rows come from whatever makes them ahead, so nothing does.
   data = dataclasses.replace(run.data, workers=0, read_threads=0, prefetch=0)
   prints = {name: getattr(tokenizers, name).fingerprint for name in vocab_lib.MODALITIES}
   rows = min(rows, data.rows)
-  loader = loader_lib.Loader(data, vocab, seed=run.train.seed, mine=range(rows), tokenizers=prints)
-  if fingerprint and fingerprint != loader.fingerprint:
+  loader = loader_lib.Loader(data, vocab, seed=run.train.seed, mine=range(rows), tokenizers=prints,
+                             encode=tokenizers.text.encode)
+  if past.data and past.data != loader.fingerprint:
     raise ValueError(f"the records of {', '.join(data.sources)} are not those that the run was "
                      "trained on; prepare them as they were.")
-  first = events_lib.first_row(events, step, data.rows)
+  first = events_lib.first_row(past.events, step, data.rows)
+  if past.counted is not None:
+    loader.recall(past.counted)
+  loader.reach(first)
   (batch,) = loader.iterate(step, step + 1, first)
   placed = [loader.placed(first + i) for i in range(data.rows)]
   found = [[Document(one, segments.read(batch, row, segment, data, vocab, one.task))
@@ -182,5 +191,5 @@ def collect(run: config_lib.Run, step: int, rows: int, tokenizers: Any, vocab: v
                             [segments.audible(s, vocab) for p in pieces for s in p.sounds],
                             tokenizers)
   return Shown(run, step, first, vocab, batch, found, [p for some in placed for p in some],
-               loader.stats(row=first), loader.epochs(first), notes, media, audio.sample_rate,
+               loader.stats(row=first), loader.epochs(first), past.notes, media, audio.sample_rate,
                audio.frame_size / audio.sample_rate, tokenizers.text)

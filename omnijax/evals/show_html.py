@@ -77,7 +77,7 @@ def _budgets(m: Shown) -> str:
     learnt = int((m.batch["weight"][i] > 0).sum())
     codes = int((m.batch["frame_weight"][i] > 0).any(1).sum())
     rows.append([f'<a href="#r{i}">{i}</a>', f"{len(documents)}",
-                 f"{used} of {S} {_bar(used, S)}", f"{1 - used / S:.1%}",
+                 f"{used} of {S} {_bar(used, S)}", f"{(S - used) / S:.1%}",
                  f"{frames} of {F} {_bar(frames, F)}", f"{learnt}", f"{codes}"])
   head = ("row", "documents", "positions", "padding", "frames", "learnt positions", "learnt frames")
   return media.table("What fills each row", head, rows)
@@ -90,7 +90,7 @@ def _sources(m: Shown) -> str:
     mine = [d for d in m.everything if d.source == name]
     tasks = collections.Counter(d.task for d in mine)
     positions = sum(d.positions for d in mine)
-    unfit = sum(m.stats["unfit"][name].values())
+    unfit = m.stats["unfit"][name]
     rows.append([
       f"<code>{_esc(name)}</code>", f"{m.stats['documents'][name]:,}", f"{low:.4g} to {high:.4g}",
       f"{unfit:,}", f"{len(mine)}", f"{positions:,} {_bar(positions, total)}",
@@ -130,6 +130,7 @@ def _document(m: Shown, row: int, segment: int, found: Document) -> str:
   placed, pieces = found.placed, found.pieces
   first, last = pieces[0].start, pieces[-1].stop - 1
   told = f"{placed.task}, positions {first} to {last}"
+  told += ", a piece of one that is too long for a row" if placed.piece else ""
   told += f", {placed.frames} frames" if placed.frames else ""
   told += ", what asks for the picture is left out" if placed.dropped else ""
   count = last + 1 - first

@@ -117,7 +117,7 @@ def _examples(records: Records, tokenizers: Any, chosen: Sequence[int]) -> str:
                       for codes in (p.codes, p.heard) if codes is not None], tokenizers)
   out = []
   for number, some in found.items():
-    count = records.counts[number : number + 1]
+    count = records.lengths[number : number + 1]
     allows = [task for task, ok in zip(documents.TASKS, documents.allowed(count)[0], strict=True)
               if ok]
     name = f"example-{number}"

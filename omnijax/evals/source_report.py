@@ -74,7 +74,7 @@ def _write(records: records_lib.Records, tokenizers: Any, values: dict[str, Any]
 def _figures(records: records_lib.Records) -> dict[str, Any]:
   """What follows from the tables and the meta data."""
   meta = records.meta
-  sums = _parts(records.parts, meta.tokenizers.get("audio", {}).get("codebooks", 0))
+  sums = _parts(records.table, meta.tokenizers.get("audio", {}).get("codebooks", 0))
   out: dict[str, Any] = {
     "items": meta.counts["items"], "documents": len(records), "parts": sums["parts"],
     "tokens": sums["tokens"]}
@@ -90,13 +90,13 @@ def _figures(records: records_lib.Records) -> dict[str, Any]:
                      "megapixels": sums["tokens"]["image"] * size,
                      "stored_megapixels": stored["image"] * size}
   for field in ("positions", "frames"):
-    out[field] = _lengths(records.counts[field])
-  allowed_T = sum(documents.allowed(chunk).sum(0) for chunk in _chunks(records.counts))
+    out[field] = _lengths(records.lengths[field])
+  allowed_T = sum(documents.allowed(chunk).sum(0) for chunk in _chunks(records.lengths))
   out["tasks"] = dict(zip(documents.TASKS, np.asarray(allowed_T).tolist(), strict=True))
-  return out | {"tokenizers": meta.tokenizers, "examples": chosen(records.counts)}
+  return out | {"tokenizers": meta.tokenizers, "examples": chosen(records.lengths)}
 
 
-def _chunks(table: np.ndarray) -> Iterator[np.ndarray]:
+def _chunks(table: Any) -> Iterator[Any]:
   for start in range(0, len(table), _CHUNK):
     yield table[start : start + _CHUNK]
 
@@ -141,7 +141,7 @@ def _rejects(out: Path) -> list[dict[str, Any]]:
   return sorted(found.values(), key=lambda entry: (-entry["count"], entry["reason"]))
 
 
-def chosen(counts_N: np.ndarray) -> list[int]:
+def chosen(counts_N: Any) -> list[int]:
   """Documents to show: of each kind in turn, spread over all of that kind.
 
   Kinds are told apart by whether there are pictures, sounds and words, and by the tasks allowed.

@@ -63,7 +63,9 @@ def batch(run: config_lib.Run, vocab: vocab_lib.Vocab) -> dict[str, jax.ShapeDty
   place = jax.NamedSharding(mesh, sharding.RULES("batch"))
   array = lambda dtype, *shape: jax.ShapeDtypeStruct((d.rows, *shape), dtype, sharding=place)
   S, F, P = d.positions, d.frames, d.depth_frames or d.frames
-  return {"main": array(jnp.int32, S), "modality": array(jnp.int8, S),
+  several = {"source": array(jnp.int16, S), "frame_source": array(jnp.int16, P)}
+  return {**(several if len(d.sources) > 1 else {}),
+          "main": array(jnp.int32, S), "modality": array(jnp.int8, S),
           "segment": array(jnp.int32, S), "position": array(jnp.int32, S, 3),
           "weight": array(jnp.float32, S), "frame_at": array(jnp.int32, F),
           "frames": array(jnp.int32, F, 2 * Q), "frame_weight": array(jnp.float32, P, Q)}

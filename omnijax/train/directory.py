@@ -13,6 +13,8 @@ from omnijax.job import lock as lock_lib
 from omnijax.train import events
 
 log = logging.getLogger("omnijax")
+COUNTED = "plan.npz"  # which rows of the data are where, so that a run goes on at once
+
 
 @contextlib.contextmanager
 def opened(run: config_lib.Run, run_dir: Path, change: bool) -> Iterator[Path]:

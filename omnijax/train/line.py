@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 
 from omnijax import config as config_lib
 from omnijax import vocab as vocab_lib
@@ -53,10 +54,16 @@ class Line:
     seconds, self._mark = now - self._mark, now
     values: dict[str, Any] = {"loss": float(got["loss"])}
     values |= metrics_lib.losses(got["sums"], got["dens"])
+    sources = self._run.data.sources
+    values |= metrics_lib.by_source(got["sums"], got["dens"], sources)
     values |= physical(self._vocab, self._tokenizers, values, batch)
     # Of all rows, taking those here for all: what the others read is not known here.
     share = self._run.data.rows / len(batch["segment"])
     positions = int((batch["segment"] > 0).sum()) * share
+    if "source" in batch:
+      used = np.bincount(batch["source"][batch["segment"] > 0], minlength=len(sources))
+      values |= {f"tokens/{name}": int(n * share) for name, n in zip(
+        metrics_lib.labels(sources), used, strict=True)}
     skipped = int(got["skipped"])
     if skipped:
       _log.warning("step %d changed nothing: the norm of its gradients is %.3g (loss %.4g)",

@@ -70,7 +70,9 @@ def train(run: config_lib.Run, run_dir: Path, *, change: bool = False, begun: fl
   sharding.check_divides(run, mesh)
   with jax.set_mesh(mesh):
     r = _resolve(run)
+    told = r.loader.forecast(run.train.steps)
     with directory.opened(run, run_dir, change) as log_file:
+      log.info("%s", told)
       dog = watchdog_lib.Watchdog(run.train.stuck_after_s, log_file)
       path = run_dir / "goodput.jsonl" if jax.process_index() == 0 else None
       ledger = goodput.Ledger(path, begun)
@@ -97,6 +99,8 @@ def _train(run, r, run_dir, dog, ledger, change) -> bool:
   with processes.computing():
     state, happened = _restore_or_init(run, r, saved, change)
   first = int(state.step)
+  r.loader.recall(run_dir / directory.COUNTED)
+  r.loader.reach(events.first_row(happened, first, run.data.rows))
   writer = metrics_lib.Writer(run_dir, first) if jax.process_index() == 0 else None
   log.info("starting at step %d: %.2fM parameters, mesh %s, %s", first,
            state_lib.parameter_count(state.model) / 1e6,
@@ -256,6 +260,8 @@ class _Steps:
   def _begin_save(self, done: int, state: state_lib.TrainState) -> None:
     if self._run.train.replicas_every:
       replicas.check(state)
+    if jax.process_index() == 0:
+      self._r.loader.keep(self._run_dir / directory.COUNTED)
     loss = self._heldout[1] if self._heldout is not None and self._heldout[0] == done else None
     self._saved.save(done, state.model, _rest(state), self._events, loss)
 
@@ -303,7 +309,8 @@ def _resolve(run: config_lib.Run) -> _Resolved:
   vocab = tokenizers_lib.vocab_of(tokenizers, run.tokenizers)
   prints = {k: t.fingerprint for k, t in tokenizers._asdict().items()}
   loader = loader_lib.Loader(run.data, vocab, seed=run.train.seed, tokenizers=prints,
-                             mine=sharding.rows_here(run.data.rows))
+                             mine=sharding.rows_here(run.data.rows),
+                             encode=tokenizers.text.encode)
   identity = checkpoint_lib.Identity(run=run, vocab=vocab, data=loader.fingerprint,
                                      tokenizers=prints)
   return _Resolved(tokenizers, vocab, loader, identity)
@@ -342,7 +349,8 @@ def _evaluate(run, r, state, preemption=None, dog=None) -> dict[str, Any] | None
   """Mean held-out losses over run.eval.batches, weighted by targets; None if asked to stop."""
   eval_fn = step_lib.make_eval_step(run)
   held = loader_lib.Loader.heldout(run.data, r.vocab, seed=0, tokenizers=r.identity.tokenizers,
-                                   mine=sharding.rows_here(run.data.rows))
+                                   mine=sharding.rows_here(run.data.rows),
+                                   encode=r.tokenizers.text.encode)
   total: Any = None
   for i, batch in enumerate(held.iterate(0, min(run.eval.batches, held.steps))):
     if dog is not None:
@@ -354,4 +362,5 @@ def _evaluate(run, r, state, preemption=None, dog=None) -> dict[str, Any] | None
       return None
   values: dict[str, Any] = {"eval/loss": loss_lib.mean(total["sums"], total["dens"], run.loss)}
   values |= metrics_lib.losses(total["sums"], total["dens"], "eval/loss/")
+  values |= metrics_lib.by_source(total["sums"], total["dens"], run.data.heldout, "eval/loss/")
   return values | line_lib.physical(r.vocab, r.tokenizers, values, None, "eval/loss/")

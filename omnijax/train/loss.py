@@ -14,6 +14,7 @@ from omnijax.kernels.cross_entropy import cross_entropy
 from omnijax.model.transformer import Omni
 
 Batch = dict[str, jax.Array]
+_MAIN = ("text", "monologue_pad", "image")  # parts of the main stream
 
 
 def targets(batch: Batch) -> dict[str, jax.Array]:
@@ -35,11 +36,25 @@ def targets(batch: Batch) -> dict[str, jax.Array]:
           "image": part(image_BS), "frames": batch["frame_weight"]}
 
 
-def denominators(batch: Batch) -> dict[str, jax.Array]:
-  """Total target weight of each part of the batch; audio is [Q], one for each codebook."""
+def denominators(batch: Batch, cfg: config_lib.Loss, sources: int = 0) -> dict[str, jax.Array]:
+  """Total target weight of each part of the batch; audio is [Q], one for each codebook.
+
+  With several `sources`, also of each of them, its parts weighted by `cfg`: [sources].
+  """
   t = targets(batch)
-  return {"text": jnp.sum(t["text"]), "monologue_pad": jnp.sum(t["monologue_pad"]),
-          "image": jnp.sum(t["image"]), "audio": jnp.sum(t["frames"], (0, 1))}
+  out = {"text": jnp.sum(t["text"]), "monologue_pad": jnp.sum(t["monologue_pad"]),
+         "image": jnp.sum(t["image"]), "audio": jnp.sum(t["frames"], (0, 1))}
+  if sources > 1:
+    w = part_weights(cfg, t["frames"].shape[2])
+    main_BS = sum((w[k] * t[k] for k in _MAIN), jnp.float32(0))
+    out["sources"] = _by_source(batch["source"], main_BS, sources)
+    out["sources"] += _by_source(batch["frame_source"], t["frames"] @ w["audio"], sources)
+  return out
+
+
+def _by_source(source_BX: jax.Array, values_BX: jax.Array, sources: int) -> jax.Array:
+  """Sums of values over the positions or frames of each source: [sources]."""
+  return jnp.stack([jnp.sum(jnp.where(source_BX == i, values_BX, 0.0)) for i in range(sources)])
 
 
 def part_weights(cfg: config_lib.Loss, codebooks: int) -> dict[str, jax.Array]:
@@ -81,22 +96,28 @@ def loss(model: Omni, batch: Batch, dens: dict[str, jax.Array], cfg: config_lib.
   """
   t, w = targets(batch), part_weights(cfg, dens["audio"].shape[0])
   scale = 1 / jnp.maximum(sum(jnp.sum(w[k] * dens[k]) for k in w), 1.0)
-  parts = ("text", "monologue_pad", "image")
   hidden_BSD, tokens_BSD, balance = model.hidden(batch)
   # Laid out over devices as the hidden states are.
-  at_BS = {k: model.rules.lay(t[k]) for k in ("main", *parts)}
+  at_BS = {k: model.rules.lay(t[k]) for k in ("main", *_MAIN)}
   main = cross_entropy(hidden_BSD, model.head(), at_BS["main"],
-                       scale * sum(w[k] * at_BS[k] for k in parts),
-                       scale * cfg.z * sum(at_BS[k] for k in parts), chunk=cfg.chunk)
+                       scale * sum(w[k] * at_BS[k] for k in _MAIN),
+                       scale * cfg.z * sum(at_BS[k] for k in _MAIN), chunk=cfg.chunk)
   frame_logits_QLC = model.frame_logits(hidden_BSD, tokens_BSD, batch)
   P, Q = t["frames"].shape[1:]
   spread = lambda x_BPQ: jax.reshard(x_BPQ.reshape(-1, Q).T, model.rules(None, "flat"))
   frame_nll_QL = nll(frame_logits_QLC, spread(batch["frames"][:, :P, :Q]))
-  sums = {k: jnp.sum(main.nll_BS * at_BS[k]) for k in parts}
+  sums = {k: jnp.sum(main.nll_BS * at_BS[k]) for k in _MAIN}
   sums["audio"] = jnp.sum(frame_nll_QL * spread(t["frames"]), 1)
   total = main.total + scale * jnp.sum(w["audio"] * sums["audio"])
+  if "sources" in dens:
+    n = len(dens["sources"])
+    sums["sources"] = _by_source(model.rules.lay(batch["source"]), main.nll_BS * sum(
+      w[k] * at_BS[k] for k in _MAIN), n)
+    told_QL = frame_nll_QL * spread(t["frames"]) * w["audio"][:, None]
+    source_L = jax.reshard(batch["frame_source"].reshape(-1), model.rules("flat"))
+    sums["sources"] += _by_source(source_L, jnp.sum(told_QL, 0), n)
   if model.cfg.experts:
-    here = denominators(batch)
+    here = denominators(batch, cfg)
     share = scale * sum(jnp.sum(w[k] * here[k]) for k in w)  # of the batch, in this micro-batch
     total += cfg.balance * share * (balance - 1)
   return total, sums

@@ -3,6 +3,7 @@
 import functools
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,23 @@ def losses(sums: dict[str, Any], dens: dict[str, Any], prefix: str = "loss/"
          "first_codebook": (sums["audio"][0], dens["audio"][0]),
          "monologue_pad": (sums["monologue_pad"], dens["monologue_pad"])}
   return {prefix + k: float(n / d) if d > 0 else None for k, (n, d) in out.items()}
+
+
+def by_source(sums: dict[str, Any], dens: dict[str, Any], names: Sequence[str],
+              prefix: str = "loss/") -> dict[str, float | None]:
+  """Weighted nats per weighted target of each source, as the loss is; nothing of a single one."""
+  if "sources" not in sums:
+    return {}
+  return {f"{prefix}source/{name}": float(n / d) if d > 0 else None for name, n, d in zip(
+    labels(names), sums["sources"], dens["sources"], strict=True)}
+
+
+def labels(names: Sequence[str]) -> list[str]:
+  """Short names of directories of records: their last parts that tell them apart."""
+  parts = [Path(name).parts for name in names]
+  depth = next(n for n in range(1, 1 + max(map(len, parts))) if n == max(map(len, parts)) or len(
+    {p[-n:] for p in parts}) == len(parts))
+  return ["/".join(p[-depth:]).lstrip("/") for p in parts]
 
 
 def physical(values: dict[str, float | None], *, codebooks: int, frame_rate: float,

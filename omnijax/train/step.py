@@ -29,7 +29,7 @@ def make_train_step(run: config_lib.Run) -> jax.stages.Wrapped:
   tx = optim.make(run.optim, run.train.steps)
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    dens = loss_lib.denominators(batch)
+    dens = loss_lib.denominators(batch, run.loss, len(run.data.sources))
     (loss, sums), grads = _gradients(state.model, batch, dens, run)
     updates, opt_state = tx.update(grads, state.opt_state, state.model)
     model = optax.apply_updates(state.model, updates)
@@ -74,7 +74,7 @@ def make_eval_step(run: config_lib.Run) -> Callable[[TrainState, Batch], Metrics
   """Sums and denominators of a held-out batch under the averaged weights, if there are any."""
   def eval_step(state: TrainState, batch: Batch) -> Metrics:
     model = optim.averaged(state.model, state.opt_state)
-    dens = loss_lib.denominators(batch)
+    dens = loss_lib.denominators(batch, run.loss, len(run.data.heldout))
     return {"sums": loss_lib.loss(model, batch, dens, run.loss)[1], "dens": dens}
 
   return jax.jit(eval_step)

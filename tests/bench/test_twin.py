@@ -41,7 +41,7 @@ def ours(run, batch, path, steps=2):
     np.savez(path, **before)
     placed = sharding.place(batch)
     (loss, sums), grads = jax.value_and_grad(
-      lambda m: loss_lib.loss(m, placed, loss_lib.denominators(placed), run.loss),
+      lambda m: loss_lib.loss(m, placed, loss_lib.denominators(placed, run.loss), run.loss),
       has_aux=True)(state.model)
     grads, sums = numbers(grads), {k: np.asarray(v) for k, v in sums.items()}
     step = step_lib.make_train_step(run)

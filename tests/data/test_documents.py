@@ -170,6 +170,23 @@ def test_both_sides_of_a_dialogue_share_their_frames():
   assert s.frame_weight.tolist() == [[0, 0], [1, 0], [1, 1], [1, 1], [0, 1]]
 
 
+def test_instructions_come_before_what_they_ask_for():
+  ask = np.array([5, 6], np.int32)
+
+  def main(parts, task, **more):
+    return d.render(parts, task, more.get("dropped", False), DATA, VOCAB, ask).main.tolist()
+
+  asked, picture = [T0 + 5, T0 + 6], [v.rows(1), v.cols(1), I0]
+  both = [text(7), image(1, 1)]
+  assert main(both, d.CAPTION) == [v.BOS, v.USER, *picture, *asked, v.ASSISTANT, T0 + 7, v.EOS]
+  assert main(both, d.DRAW) == [v.BOS, v.USER, *asked, T0 + 7, v.ASSISTANT, *picture, v.EOS]
+  assert main(both, d.DRAW, dropped=True) == [v.BOS, v.USER, v.ASSISTANT, *picture, v.EOS]
+  told = [audio(2, words=[7])]
+  assert main(told, d.TRANSCRIBE)[-5:] == [*asked, v.ASSISTANT, T0 + 7, v.EOS]
+  assert main(told, d.SPEAK)[:6] == [v.BOS, v.USER, *asked, T0 + 7, v.ASSISTANT]
+  assert main([timed([0], 2)], d.FOLLOW)[:5] == [v.BOS, v.USER, *asked, v.LISTEN]
+
+
 def test_a_drawing_may_lose_all_that_is_written_and_said_but_no_picture():
   asked = [text(7, role=d.USER), audio(2, role=d.USER), image(1, 1, d.USER)]
   drawn = [text(8, role=d.ASSISTANT), image(1, 1, d.ASSISTANT), audio(3, [1], d.ASSISTANT)]

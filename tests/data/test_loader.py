@@ -1,7 +1,6 @@
 """Batches from records: layout, hosts, workers, restarts, held-out passes and mismatches."""
 
 import dataclasses
-import itertools
 import json
 import multiprocessing
 import re
@@ -207,17 +206,6 @@ def test_stats(data):
   assert early < 1 < late
 
 
-def test_describe_tells_the_spans_of_a_row(data):
-  batch = make(data).batch_at(0)
-  spans = loader.describe(batch, 0)
-  assert spans[0]["start"] == 0 and spans[0]["segment"] == 1
-  assert {s["modality"] for s in spans} >= {"text", "audio"}
-  for a, b in itertools.pairwise(spans):
-    assert a["stop"] == b["start"]
-    assert (a["segment"], a["modality"]) != (b["segment"], b["modality"])
-  assert spans[-1]["stop"] == int((batch["segment"][0] > 0).sum())
-
-
 def test_mismatches_name_both_values(root, data, tmp_path):
   def fails(vocab, message, **options):
     with pytest.raises(ValueError, match=message):
@@ -242,5 +230,8 @@ def test_mismatches_name_both_values(root, data, tmp_path):
 
 
 def test_what_fits_no_row_is_said(data, caplog):
-  make(dataclasses.replace(data, positions=40, frames=40))
-  assert "need more than Data.positions 40" in caplog.text
+  caplog.set_level("INFO")
+  made = make(dataclasses.replace(data, positions=13, frames=13))
+  assert "documents are longer than a row: cut into" in caplog.text
+  assert "fit no row of 13 positions and 13 frames, and have parts that can't be cut" in caplog.text
+  assert made.stats()["unfit"][data.sources[0]] > 0

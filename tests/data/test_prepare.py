@@ -156,8 +156,8 @@ def test_processes_and_shards_change_no_document(tmp_path):
   meta = run(manifest, tmp_path / "c", shard=SHARD)
   assert [len(meta.shards[k]) for k in ("text", "image", "audio")] == [4, 2, 2]
   assert sorted(digest(tmp_path / "a")) == [
-    "audio-00000.bin", "audio-00000.json", "documents.npy", "image-00000.bin",
-    "image-00000.json", "meta.json", "parts.npy", "rejects.jsonl", "started.json",
+    "audio-00000.bin", "audio-00000.json", "forms.npy", "image-00000.bin", "image-00000.json",
+    "lengths.npy", "meta.json", "parts.npy", "rejects.jsonl", "started.json", "starts.npy",
     "text-00000.bin"]
   a, c = records.Records(tmp_path / "a"), records.Records(tmp_path / "c")
   for i in range(60):

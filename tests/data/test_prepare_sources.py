@@ -68,7 +68,7 @@ def test_timed_words_and_dialogues(tmp_path):
   assert late.words.tolist() == [104, 105, 32, 120, 32, 121, 122, -1]  # pushed on where it must be
   assert not second.timed and second.words.tolist() == list(b"ok")
   assert second.codes[0, 0] == 4 and second.heard[0, 0] == 1 and len(second.heard) == 8
-  assert {d.TASKS[i] for i in np.flatnonzero(d.allowed(read.counts)[0])} == {
+  assert {d.TASKS[i] for i in np.flatnonzero(d.allowed(read.lengths)[0])} == {
     "plain", "transcribe", "speak", "follow"}
 
 

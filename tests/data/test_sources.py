@@ -323,3 +323,32 @@ def test_pictures_are_scaled_down_to_a_size(tmp_path):
   palette.paste(1, (0, 0, 40, 40))
   palette.save(tmp_path / "p.gif")
   assert (media.decode_image(opened, "p.gif", 3, 4, 16) == [10, 20, 30]).all()
+
+
+def test_a_picture_that_would_fill_memory_is_refused_unread(tmp_path):
+  import resource
+  import zlib
+  # 60,000 x 60,000 pixels of one colour: some kB of file, 10 GB in memory.
+  side = 60_000
+  chunk = lambda kind, data: (len(data).to_bytes(4, "big") + kind + data
+                              + zlib.crc32(kind + data).to_bytes(4, "big"))
+  head = side.to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
+  (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(
+    b"IDAT", zlib.compress(bytes(1 << 20))) + chunk(b"IEND", b""))
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  bad = media.decode_image(Store(str(tmp_path)), "bomb.png", 3, 8, 64)
+  assert bad.kind == "image too large" and "bomb.png" in bad.detail
+  assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+
+
+def test_a_wrong_extension_changes_nothing_where_the_content_is_known(tmp_path):
+  png, wav = media_files(tmp_path)
+  (tmp_path / "a.jpg").write_bytes(png)
+  (tmp_path / "a.mp3").write_bytes(wav)
+  (tmp_path / "b.png").write_bytes(wav)
+  (tmp_path / "b.wav").write_bytes(png)
+  opened = Store(str(tmp_path))
+  assert media.decode_image(opened, "a.jpg", 3, 4).shape == (8, 8, 3)
+  assert len(media.decode_audio(opened, "a.mp3", 16_000)) == 3000
+  assert media.decode_image(opened, "b.png", 3, 4).kind == "unreadable image"
+  assert media.decode_audio(opened, "b.wav", 16_000).kind == "unreadable audio"

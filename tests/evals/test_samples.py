@@ -13,6 +13,7 @@ from omnijax.evals import samples
 def test_prompts_are_found_wherever_they_are_and_leave_room(monkeypatch, prompt):
   """Pictures come last, far behind the first documents that are looked at."""
   table, reads = np.zeros(18_000, documents.PART), []
+  table["heard_offset"] = -1
   table["kind"][1::2] = np.repeat([vl.TEXT, vl.AUDIO, vl.IMAGE], [4000, 4500, 500])
   table["role"] = np.tile([documents.USER, documents.ASSISTANT], 9000)
   table["length"] = np.tile([prompt, 4], 9000)
@@ -25,13 +26,13 @@ def test_prompts_are_found_wherever_they_are_and_leave_room(monkeypatch, prompt)
 
   class Fake:
     def __init__(self, name):
-      self.counts, self.read = counts, read
+      self.lengths, self.read = counts, read
 
     def __len__(self):
       return len(counts)
 
   monkeypatch.setattr(samples, "Records", Fake)
-  found = samples._prompts(tiny.run())
+  found = samples._prompts(tiny.run(), list)
   each = samples.EACH if prompt < 50 else 0  # rows have 64 positions
   assert {name: len(prompts) for name, prompts in found.items()} == {
     "text": each, "image": each, "audio": each}

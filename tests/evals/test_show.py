@@ -161,6 +161,23 @@ def test_it_is_the_batch_that_training_gets(run, shown):
   assert {d.source for d in shown.everything} == set(run.data.sources)
 
 
+def test_pieces_instructions_and_the_end_of_the_data_are_told(run):
+  data = dataclasses.replace(run.data, sources=run.data.sources[1:], weights=(), epochs=(2.0,),
+                             rows=24, positions=36, frames=20,
+                             prompts=("caption: What?", "draw: Paint:"))
+  made = show.collect(dataclasses.replace(run, data=data), 0, 24, fakes.tokenizers(), fakes.VOCAB)
+  used = (made.batch["segment"] > 0).sum()
+  assert used == sum(d.positions for d in made.everything)
+  found = [d for row in made.rows for d in row]
+  text = show_html.page(made)
+  assert sum(d.placed.piece for d in found) == text.count("a piece of one that is too long") > 0
+  assert ("What?" in text) == any(d.placed.task == "caption" for d in found)
+  assert ("Paint:" in text) == any(d.placed.task == "draw" and not d.placed.dropped for d in found)
+  assert "What?" in text or "Paint:" in text
+  with pytest.raises(ValueError, match="the data run out in step"):
+    show.collect(dataclasses.replace(run, data=data), 999, 1, fakes.tokenizers(), fakes.VOCAB)
+
+
 def addresses(text, kind):
   return [io.BytesIO(base64.b64decode(x)) for x in
           re.findall(rf'src="data:{kind};base64,([^"]*)"', text)]
@@ -221,7 +238,7 @@ def test_the_page_tells_everything_and_stands_alone(run, shown):
 def test_text_of_others_is_escaped(run):
   data = dataclasses.replace(run.data, sources=run.data.sources[1:], weights=())
   many = show.collect(dataclasses.replace(run, data=data), 0, 6, fakes.tokenizers(), fakes.VOCAB,
-                      notes=["<b>"])
+                      show.Past(notes=["<b>"]))
   text = show_html.page(many)
   Page(text)
   assert "<script" not in text and "&lt;script&gt;&amp;" in text and "<li>&lt;b&gt;</li>" in text
@@ -269,7 +286,7 @@ def past(run, tmp_path, monkeypatch):
 def test_a_step_of_a_run_is_shown_as_it_was(past, step, rows, draw, first):
   then, known = show.of_run(past[0], step)
   assert (then.data.rows, then.data.tasks.draw) == (rows, draw)
-  made = show.collect(then, step, 2, fakes.tokenizers(), fakes.VOCAB, known.events)
+  made = show.collect(then, step, 2, fakes.tokenizers(), fakes.VOCAB, known)
   assert made.first == first
   whole = loader.Loader(dataclasses.replace(then.data, workers=0), fakes.VOCAB, seed=0)
   np.testing.assert_array_equal(made.batch["main"], next(
@@ -286,7 +303,7 @@ def test_records_that_are_others_are_refused(past):
   found["data"] = "f00"
   then, known = show.of_run(folder, 7)
   with pytest.raises(ValueError, match="are not those that the run was trained on"):
-    show.collect(then, 7, 1, fakes.tokenizers(), fakes.VOCAB, known.events, known.data)
+    show.collect(then, 7, 1, fakes.tokenizers(), fakes.VOCAB, known)
   # A change that no checkpoint has seen yet.
   more = dataclasses.replace(now, data=dataclasses.replace(now.data, rows=2))
   (folder / "config.json").write_text(config.to_json(more))

@@ -316,7 +316,7 @@ def test_another_batch_size_and_mixture_are_an_event_of_the_run(records, tmp_pat
   for step, row, rows in ((5, 20, 4), (8, 40, 8)):
     then, past = show.of_run(tmp_path / "a", step)
     shown = show.collect(then, step, 1, tokenizers_lib.load_all(then.tokenizers), vocab,
-                         past.events, past.data)
+                         past)
     assert (shown.first, then.data.rows, then.data.tasks.draw) == (row, rows, 1 + rows // 8 * 2)
     if step >= 6:
       assert np.array_equal(shown.batch["main"], read[step - 6][:1])
@@ -332,6 +332,32 @@ def test_another_batch_size_and_mixture_are_an_event_of_the_run(records, tmp_pat
   assert checkpoint.steps(tmp_path / "b" / "checkpoints")[-1] == 6
   loop.train(second, tmp_path / "b")  # no need to say it again
   assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
+def test_several_sources_are_told_apart_in_the_metrics(records, tmp_path):
+  shutil.copytree(records, tmp_path / "more")
+  run = make_run(records, train=config.Train(steps=2), eval=config.Eval(every=2, batches=2))
+  sources = (str(records), str(tmp_path / "more"))
+  run = dataclasses.replace(run, data=dataclasses.replace(
+    run.data, sources=sources, weights=(1.0, 3.0), heldout=sources))
+  loop.train(run, tmp_path / "run")
+  names = metrics.labels(sources)
+  assert names[1] == "more"
+  for line in metrics.read(tmp_path / "run"):
+    both = [line[f"loss/source/{name}"] for name in names]
+    assert min(both) < line["loss"] < max(both) and both[0] != both[1]
+    used = [line[f"tokens/{name}"] for name in names]
+    assert sum(used) == round(line["tokens_per_s"] * line["step_s"]) and used[0] < used[1]
+  held = json.loads((tmp_path / "run" / "eval.jsonl").read_text().splitlines()[0])
+  assert all(held[f"eval/loss/source/{name}"] for name in names)
+
+
+def test_data_that_run_out_are_refused_before_anything_is_written(records, tmp_path):
+  run = make_run(records, train=config.Train(steps=5000))
+  run = dataclasses.replace(run, data=dataclasses.replace(run.data, epochs=(1.0,)))
+  with pytest.raises(ValueError, match="the data run out after about .* of 5000 steps"):
+    loop.train(run, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
 
 
 def test_other_records_of_the_same_name_are_refused(records, tmp_path):

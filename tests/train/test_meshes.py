@@ -27,7 +27,7 @@ def graded(shape, model, weights=None):
   sharding.check_divides(run, mesh)
 
   def score(model, batch):
-    return loss_lib.loss(model, batch, loss_lib.denominators(batch), run.loss)[0]
+    return loss_lib.loss(model, batch, loss_lib.denominators(batch, run.loss), run.loss)[0]
 
   with jax.set_mesh(mesh):
     if weights is None:
