@@ -318,7 +318,7 @@ def test_the_command_writes_a_page(run, tmp_path, monkeypatch, capfd):
   monkeypatch.setattr(show.tokenizers_lib, "load_all", lambda cfg: fakes.tokenizers())
   monkeypatch.setattr(show.tokenizers_lib, "vocab_of", lambda made, cfg: fakes.VOCAB)
   monkeypatch.chdir(tmp_path)
-  experiment = tmp_path / "one.py"
+  experiment = tmp_path / "shown_experiment.py"  # its folder stays on the path
   experiment.write_text("from omnijax import config\ndef run():\n"
                         f"  return config.from_json({config.to_json(run)!r})\n")
   assert cli.main(["data", "show", str(experiment), "--step", "1", "--data.rows", "2"]) == 0
