@@ -137,9 +137,9 @@ class Stream:
 
   def draw(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Source, epoch and document of each place from start to before stop: int64 [N]."""
-    sources, counts = [], []
-    edges = [*(s.start for s in self._segments[1:]), stop]
-    for segment, end in zip(self._segments, edges, strict=True):
+    sources, counts = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    ends = [*(s.start for s in self._segments[1:]), stop]
+    for segment, end in zip(self._segments, ends, strict=False):
       a, b = max(start, segment.start), min(stop, end)
       if a < b:
         share_N, count_N = segment.mixture.draw(np.arange(a, b) - segment.start)

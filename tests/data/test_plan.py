@@ -338,6 +338,13 @@ def test_what_is_drawn_in_a_stage_is_what_the_plan_shows():
   assert plan._ends[plan._changes[0]] == 36
 
 
+def test_nothing_of_anything_is_a_stream_without_an_end():
+  stream = Stream([1], [0.5], [0.5], 0)
+  assert stream.end == 0 and [x.tolist() for x in stream.draw(0, 0)] == [[], [], []]
+  stream.change(0, [1.0])
+  assert stream.end == 0 and stream.drawn(0) == [0]
+
+
 def test_data_that_run_out_end_the_plan():
   data = config_data(sources=("a", "b"), weights=(1, 1), epochs=(1, 2.5))
   plan = Plan([source(60), source(40, 1)], data, seed=3)
