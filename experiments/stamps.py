@@ -12,7 +12,7 @@ some fifteen times. Smoke test on two CPU cores, 300 steps:
   omnijax train experiments/stamps.py --run-dir stamps_smoke --train.steps 300 --data.rows 4
     --model.layers 3 --model.dim 192 --model.heads 4 --model.kv-heads 2 --model.head-dim 48
     --model.mlp 512 --model.depth-layers 1 --model.depth-dim 96 --model.depth-heads 4
-    --model.depth-mlp 256 --model.dtype float32 --data.documents 0 --model.attention-documents 0
+    --model.depth-mlp 256 --model.dtype float32
 """
 
 from omnijax import config
@@ -24,17 +24,17 @@ RECORDS = ("corpora/stamps/records/captions", "corpora/stamps/records/speech",
 def run() -> config.Run:
   return config.Run(
     name="stamps",
-    model=config.Model(layers=12, dim=512, heads=8, kv_heads=4, head_dim=64, mlp=1408,
-                       depth_layers=4, depth_dim=256, depth_heads=4, depth_mlp=704,
-                       rope_theta=1000.0, dtype="bfloat16"),
+    model=config.Model(layers=8, dim=512, heads=8, kv_heads=4, head_dim=64, mlp=1408,
+                       depth_layers=2, depth_dim=256, depth_heads=4, depth_mlp=704,
+                       rope_theta=1000.0, attention_documents=40, dtype="bfloat16"),
     # Sizes are said so that the run can be planned before its text tokenizer is there.
     tokenizers=config.Tokenizers(text="corpora/text", codebooks=8, text_size=8192, image_size=1000,
                                  audio_size=1024),
     # Captions are most of the documents and the least of the hours: weighted down.
     data=config.Data(sources=RECORDS, weights=(0.35, 0.45, 0.2),
                      heldout=tuple(f"{path}/heldout" for path in RECORDS),
-                     rows=32, positions=1024, frames=512, prompt_weight=0.3, listen_dropout=0.2,
-                     prefetch=8),
+                     rows=32, positions=1024, frames=640, documents=40, prompt_weight=0.3,
+                     listen_dropout=0.2, prefetch=8),
     loss=config.Loss(text=2.0, image=0.5, first_codebook=1.0, acoustic=0.3),
     optim=config.Optim(kind="muon", peak_lr=1e-3, muon_lr=0.02, warmup_steps=100, schedule="wsd",
                        decay_fraction=0.3, final_lr=0.05, weight_decay=0.05),

@@ -143,8 +143,9 @@ def in_package(members: Iterable[tuple[str, Callable[[], bytes]]]) -> dict[str, 
       if name.endswith(".txt"):
         texts[name[:-4]] = [line for line in content().splitlines() if line.strip()]
   pngs, svgs = ({n[:-4] for n in names if n.endswith(kind)} for kind in (".png", ".svg"))
-  out = collections.Counter(dict.fromkeys((
-    _PICTURES, _CAPTIONS, _MUTE, _VECTORS, _VOICES, _SHOWN, _WORDLESS, _NOISES, _UNSEEN, _NAMES), 0))
+  kinds = (_PICTURES, _CAPTIONS, _MUTE, _VECTORS, _VOICES, _SHOWN, _WORDLESS, _NOISES, _UNSEEN,
+           _NAMES)
+  out = collections.Counter(dict.fromkeys(kinds, 0))
   out[_PICTURES], out[_MUTE] = len(pngs & texts.keys()), len(pngs - texts.keys())
   out[_CAPTIONS] = sum(len(texts[n]) for n in pngs & texts.keys())
   out[_VECTORS] = len(svgs - pngs)
