@@ -7,6 +7,7 @@ its key is its group, so that a prompt is held out in all languages at once.
 
 from __future__ import annotations
 
+import codecs
 import collections
 import dataclasses
 import gzip
@@ -37,11 +38,11 @@ class Recording:
 
 
 def transcripts(content: bytes) -> dict[str, str]:
-  """Lines by key in lower case, as some files have it; the first counts where a key comes twice."""
+  """Texts by key, in lower case as some have it; the first counts where a key comes twice."""
   found: dict[str, str] = {}
   for line in content.decode("utf-8-sig").splitlines():
     key, colon, text = line.partition(":")
-    if colon and not line.lstrip().startswith(";"):
+    if colon and not key.startswith(";"):
       found.setdefault(key.strip().lower(), text.strip())
   return found
 
@@ -111,8 +112,8 @@ def in_package(members: Iterable[tuple[str, Callable[[], bytes]]]) -> dict[str, 
       keys[voice.split("_")[0]].append(key.removesuffix(".g722").lower().encode())
     elif path.endswith(".txt.gz"):
       language = path.removesuffix(".txt.gz")[-2:]
-      told[language] = set(re.findall(rb"(?m)^([^;:\n]+):[ \t]*\S",
-                                      gzip.decompress(content()).lower()))
+      text = gzip.decompress(content()).removeprefix(codecs.BOM_UTF8).lower()
+      told[language] = set(re.findall(rb"(?m)^([^;:\n]+):[ \t]*\S", text))
   out = {}
   for language in LANGUAGES:
     out[f"{language} recordings"] = len(keys[language])
