@@ -89,3 +89,8 @@ class Merged:
     """Which documents are held out, whatever else there is; all or none of a group: bool [N]."""
     first_N = np.frombuffer(self.about["group"].tobytes(), "<u4")[::4]
     return first_N < share * _HELD
+
+
+def held_out(group: str, share: float) -> bool:
+  """Whether the documents of a group are held out, as `Merged.held` decides."""
+  return int.from_bytes(tokenise.digest_of(group)[:4], "little") < share * _HELD

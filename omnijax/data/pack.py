@@ -5,15 +5,15 @@ N documents
 
 import numpy as np
 
-_TRIES = 8  # rows of different room looked at before a new one is opened
-
 
 def pack(positions_N: np.ndarray, frames_N: np.ndarray, positions: int, frames: int,
          documents: int = 0) -> tuple[np.ndarray, int]:
   """Assigns each document to a row.
 
-  Documents with frames go first when frames are scarce, since only they compete for them; then
-  the rest, best fit by positions. Equal lengths are moved together, which makes it fast.
+  Documents that take a greater share of a row's frames than of its positions are packed by frames,
+  and others that have frames by positions: each then fits in the other budget, too, so that no row
+  has to be looked at twice. Those without frames fill the positions that are left. Equal lengths
+  are moved together, which makes it fast.
 
   Args:
     positions_N, frames_N: needs of each document, at most the budget of a row.
@@ -26,15 +26,20 @@ def pack(positions_N: np.ndarray, frames_N: np.ndarray, positions: int, frames: 
   """
   assert not len(positions_N) or (positions_N.max() <= positions and frames_N.max() <= frames)
   row_N = np.zeros(len(positions_N), np.int32)
-  rows = _Rows(positions)
   # A frame takes a position, so frames can't be scarce if a row may hold one at each.
-  if frames < positions:
-    loud = np.flatnonzero(frames_N)
-    _pack_frames(rows, row_N, loud, positions_N, frames_N, frames)
-    rest = np.flatnonzero(frames_N == 0)
-  else:
-    rest = np.arange(len(positions_N))
-  _pack_positions(rows, row_N, rest, positions_N)
+  loud_N = (frames_N > 0) & (frames < positions)
+  # In these, the frames of a row are used up before its positions.
+  scarce_N = loud_N & (frames_N * np.int64(positions) > positions_N * np.int64(frames))
+  by_frames, by_positions = _Rows(frames), _Rows(positions)
+  _pack(by_frames, row_N, np.flatnonzero(scarce_N), frames_N)
+  _pack(by_positions, row_N, np.flatnonzero(loud_N & ~scarce_N), positions_N)
+  row_N[loud_N & ~scarce_N] += by_frames.count
+  rows = _Rows(positions)
+  rows.count = by_frames.count + by_positions.count
+  used_R = np.bincount(row_N[loud_N], positions_N[loud_N], rows.count).astype(np.int64)
+  for row, used in enumerate(used_R.tolist()):
+    rows.put(positions - used, [row])
+  _pack(rows, row_N, np.flatnonzero(~loud_N), positions_N)
   count = rows.count
   over_N = _beyond(row_N, positions_N, documents) if documents else np.zeros(0, np.int64)
   if len(over_N):
@@ -53,11 +58,11 @@ def _beyond(row_N: np.ndarray, positions_N: np.ndarray, documents: int) -> np.nd
 
 
 class _Rows:
-  """Open rows by the positions that they have left."""
+  """Open rows by what they have left of a budget."""
 
-  def __init__(self, positions: int):
-    self.positions, self.count = positions, 0
-    self.by_room: list[list[int]] = [[] for _ in range(positions + 1)]
+  def __init__(self, budget: int):
+    self.budget, self.count = budget, 0
+    self.by_room: list[list[int]] = [[] for _ in range(budget + 1)]
     self.mask = 0  # bit r: some row has room r
 
   def put(self, room: int, rows: list[int]) -> None:
@@ -66,13 +71,12 @@ class _Rows:
       self.mask |= 1 << room
 
 
-def _pack_positions(rows: _Rows, row_N: np.ndarray, which: np.ndarray, positions_N: np.ndarray
-                    ) -> None:
+def _pack(rows: _Rows, row_N: np.ndarray, which: np.ndarray, need_N: np.ndarray) -> None:
   """Best fit decreasing, all documents of one length at a time."""
   if not len(which):
     return
-  order = which[np.argsort(-positions_N[which], kind="stable")]
-  sizes, starts = np.unique(-positions_N[order], return_index=True)
+  order = which[np.argsort(-need_N[which], kind="stable")]
+  sizes, starts = np.unique(-need_N[order], return_index=True)
   ends = [*starts[1:].tolist(), len(order)]
   out: list[int] = []
   by_room = rows.by_room
@@ -91,11 +95,11 @@ def _pack_positions(rows: _Rows, row_N: np.ndarray, which: np.ndarray, positions
         rows.mask ^= 1 << room
       left = _fill(rows, out, chosen, room, size, each, left)
     if left:
-      each = rows.positions // size
+      each = rows.budget // size
       new = -(-left // each)
       chosen = list(range(rows.count, rows.count + new))
       rows.count += new
-      _fill(rows, out, chosen, rows.positions, size, each, left)
+      _fill(rows, out, chosen, rows.budget, size, each, left)
   row_N[order] = out
 
 
@@ -115,55 +119,3 @@ def _fill(rows: _Rows, out: list[int], chosen: list[int], room: int, size: int, 
     rows.put(room - left * size, chosen[full:])
     left = 0
   return left
-
-
-def _pack_frames(rows: _Rows, row_N: np.ndarray, which: np.ndarray, positions_N: np.ndarray,
-                 frames_N: np.ndarray, frames: int) -> None:
-  """Best fit decreasing by the scarcer budget, watching the other.
-
-  The rows nearest in room are tried, then the emptiest: many rows may be full in the other
-  budget, and none of them must hide one that isn't.
-  """
-  need_N, budget = frames_N[which], frames
-  other_N, other_budget = positions_N[which], rows.positions
-  swap = other_N.sum() * budget > need_N.sum() * other_budget
-  if swap:
-    need_N, other_N, budget, other_budget = other_N, need_N, other_budget, budget
-  order = np.lexsort((-other_N, -need_N))
-  room: list[int] = []  # of the other budget, by row
-  left: list[int] = []  # of the scarcer budget
-  by_left: list[list[int]] = [[] for _ in range(budget + 1)]
-  mask, out = 0, []
-
-  def find(fitting: int, base: int, b: int) -> int:
-    """The bucket whose last row has room b, -1 if none of those tried has."""
-    for _ in range(_TRIES):
-      if not fitting:
-        return -1
-      step = (fitting & -fitting).bit_length()
-      base += step - 1
-      if room[by_left[base][-1]] >= b:
-        return base
-      base, fitting = base + 1, fitting >> step
-    base += fitting.bit_length() - 1
-    return base if fitting and room[by_left[base][-1]] >= b else -1
-
-  for a, b in zip(need_N[order].tolist(), other_N[order].tolist(), strict=True):
-    bucket = find(mask >> a, a, b)
-    if bucket < 0:
-      row = len(left)
-      room.append(other_budget)
-      left.append(budget)
-    else:
-      row = by_left[bucket].pop()
-      if not by_left[bucket]:
-        mask ^= 1 << bucket
-    room[row] -= b
-    left[row] -= a
-    by_left[left[row]].append(row)
-    mask |= 1 << left[row]
-    out.append(row)
-  row_N[which[order]] = out
-  rows.count = len(left)
-  for row, free in enumerate(room if not swap else left):
-    rows.put(free, [row])

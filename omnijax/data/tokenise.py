@@ -157,8 +157,8 @@ def tokenise_documents(work: Work, tokenizers: encode.Tokenizers, unit: Document
     parts += rows
     sizes.append(len(rows))
     ids.append(item.id)
-    about.append((item.line, _hash(item.id), _hash(item.group or item.id),
-                  _hash(*_content(item.parts, unit.places))))
+    about.append((item.line, digest_of(item.id), digest_of(item.group or item.id),
+                  digest_of(*_content(item.parts, unit.places))))
   size = tokenizers.text.size
   if text and not 0 <= min(text) <= max(text) <= size:
     raise ValueError(f"the text tokenizer gave ids {min(text)} to {max(text)}; it says it has "
@@ -176,7 +176,8 @@ def tokenise_documents(work: Work, tokenizers: encode.Tokenizers, unit: Document
 ABOUT = np.dtype([("line", "<i8"), ("id", "V16"), ("group", "V16"), ("content", "V16")])
 
 
-def _hash(*what: str) -> bytes:
+def digest_of(*what: str) -> bytes:
+  """16 bytes that tell texts apart."""
   digest = hashlib.blake2b(digest_size=16)
   for text in what:
     content = text.encode()
