@@ -138,6 +138,10 @@ def _parser() -> argparse.ArgumentParser:
   for name, text in (("json", "all figures"), ("html", "a page with a plot")):
     p.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"writes {text}")
 
+  p = command(commands, "report", _report, usage.REPORT)
+  p.add_argument("run", metavar="RUN", type=Path, help="directory of a run")
+  p.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/report.html")
+
   p = command(commands, "eval", _eval, usage.EVAL)
   p.add_argument("run", metavar="RUN", type=Path, help="directory of a run")
   p.add_argument("--data", type=Path, metavar="DIR", help="prepared records (default: the "
@@ -355,6 +359,14 @@ def _goodput(args: argparse.Namespace, _: list[str]) -> None:
   from omnijax.evals import goodput
 
   goodput.show(args.run, json=args.json, html=args.html)
+
+
+def _report(args: argparse.Namespace, _: list[str]) -> None:
+  from omnijax.evals import run_report
+
+  out = args.out or args.run / "report.html"
+  run_report.write(args.run, out)
+  print(f"Open {out}")
 
 
 def _eval(args: argparse.Namespace, _: list[str]) -> None:

@@ -192,3 +192,11 @@ Some five minutes and 2 GB of disk with the default numbers. JSON: packing_effic
 frame_efficiency, positions_per_s_per_core, ratio_to_grain_first_fit, plan_100m_s (scaled to a
 hundred million documents), plan_peak_gib, seek_s, and what they were measured with.
 """
+REPORT = """\
+Writes a page about a run, finished or not: losses by modality and by source, in training and held
+out, speed, and what it wrote, drew and said at the last steps that samples were made after.
+
+  omnijax report runs/first
+
+One file, RUN/report.html, that needs no other.
+"""
