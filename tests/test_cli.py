@@ -289,8 +289,8 @@ def test_the_readme_tells_the_truth(tmp_path):
   assert len(list(sweep.load(tmp_path / "captions.py"))) == 6
   shell = "".join(re.findall(r"```bash\n(.*?)```", README, re.S))
   lines = re.findall(r"^(?:.*\.venv/bin/)?omnijax (.+)$", shell, re.M)
-  assert {line.split()[0] for line in lines} == {"quickstart", "prepare", "train", "eval",
-                                                 "generate", "plan", "bench", "sweep", "data", "report"}
+  assert {line.split()[0] for line in lines} == {"quickstart", "prepare", "train", "eval", "data",
+                                                 "generate", "plan", "bench", "sweep", "report"}
   for line in lines:
     args, fields = cli._parser().parse_known_args(shlex.split(line))
     assert fields == [] or args.takes_fields

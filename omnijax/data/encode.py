@@ -73,6 +73,11 @@ class Tokenizers:
   image: Image | None = None
   audio: Audio | None = None
 
+  @property
+  def frame_rate(self) -> float:
+    """Frames of audio in a second; 0 without audio."""
+    return self.audio.sample_rate / self.audio.frame_size if self.audio is not None else 0.0
+
   def describe(self) -> dict[str, dict[str, Any]]:
     """Fingerprint and sizes of each tokenizer, as they are kept with the records."""
     out: dict[str, dict[str, Any]] = {

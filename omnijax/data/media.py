@@ -40,11 +40,18 @@ def pool(processes: int) -> Iterator[Pool]:
   if not processes:
     yield lambda names, decode: map(decode, names)
     return
+  with spawned(processes) as executor:
+    yield functools.partial(_decoded, executor, _AHEAD * processes)
+
+
+@contextlib.contextmanager
+def spawned(processes: int) -> Iterator[concurrent.futures.Executor]:
+  """Processes that end when this one does, however it ends."""
   # Spawned: JAX may be running threads here, which a fork would break.
   context = multiprocessing.get_context("spawn")
   executor = concurrent.futures.ProcessPoolExecutor(processes, context, initializer=_start)
   try:
-    yield functools.partial(_decoded, executor, _AHEAD * processes)
+    yield executor
   finally:
     executor.shutdown(wait=True, cancel_futures=True)
 

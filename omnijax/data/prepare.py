@@ -20,7 +20,7 @@ import rich.progress
 
 from omnijax import config as config_lib
 from omnijax import vocab as vocab_lib
-from omnijax.data import encode, local, media, merge, records, sources, tokenise
+from omnijax.data import encode, local, merge, records, sources, tokenise
 from omnijax.data.sources import Bad
 from omnijax.data.tokenise import DocumentsUnit, MediaUnit, Medium, Place, Work
 
@@ -92,7 +92,7 @@ def prepare(source: str | os.PathLike[str], out: pathlib.Path, *, tokenizers: en
     strict: raises on the first bad item instead of counting and naming it.
     engine: `local.Local`, or `ray_engine.Ray`: called with the work, tokenizers and processes, it
       is a context manager of an `Engine`.
-    processes: at work at the same time; 0 works in this one, None chooses by cores and work.
+    processes: at work at the same time; None leaves it to the engine.
     shard: items to a unit, by modality (for text: documents).
     progress: shows a bar with rate and time left, and a summary.
 
@@ -115,9 +115,6 @@ def prepare(source: str | os.PathLike[str], out: pathlib.Path, *, tokenizers: en
       job = _Job(found, Work(found.store, out, choices.image_size), tokenizers, choices, shard,
                  strict, bar)
       scanned, items = _scan(job)
-      if processes is None:
-        few = sum(map(len, scanned.values())) <= 4 * media.CHUNK and items <= shard[vocab_lib.TEXT]
-        processes = 0 if few else max(1, min((os.cpu_count() or 2) - 1, 16))
       with engine(job.work, tokenizers, processes) as working:
         places, shards = {}, {}
         for kind, names in scanned.items():

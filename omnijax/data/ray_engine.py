@@ -24,7 +24,8 @@ class Worker:
   def do(self, unit: MediaUnit | DocumentsUnit) -> int:
     """Does a unit; returns its items."""
     if isinstance(unit, DocumentsUnit):
-      tokenise.tokenise_documents(self._work, self._tokenizers, unit)
+      tokenise.tokenise_documents(self._work, self._tokenizers.text,
+                                  self._tokenizers.frame_rate, unit)
       return len(unit.items)
     decode = tokenise.decoder(self._work, self._tokenizers, unit.kind)
     with media.pool(0) as pool:
@@ -38,13 +39,13 @@ class Ray:
   Args:
     work: what all units have in common.
     tokenizers: of all modalities.
-    processes: workers; 0 is one for each GPU of the cluster, or for each CPU if it has none.
+    processes: workers; None or 0 is one for each GPU of the cluster, or each CPU if it has none.
 
   Raises:
     ValueError: Ray is not installed, or files are not where all workers see them.
   """
 
-  def __init__(self, work: Work, tokenizers: encode.Tokenizers, processes: int):
+  def __init__(self, work: Work, tokenizers: encode.Tokenizers, processes: int | None):
     try:
       import ray
     except ImportError as error:

@@ -140,8 +140,16 @@ def places(unit: MediaUnit, out: pathlib.Path, offset: int
   return found, offset
 
 
-def tokenise_documents(work: Work, tokenizers: encode.Tokenizers, unit: DocumentsUnit) -> None:
-  """Writes the text of one shard of documents, and its tables; offsets into text are its own."""
+def tokenise_documents(work: Work, tokenizer: encode.Text, frame_rate: float,
+                       unit: DocumentsUnit) -> None:
+  """Writes the text of one shard of documents, and its tables; offsets into text are its own.
+
+  Args:
+    work: where.
+    tokenizer: of text.
+    frame_rate: of audio, in Hz.
+    unit: what.
+  """
   text: list[int] = []
   parts, sizes, about, ids, rejects = [], [], [], [], []
   for item in unit.items:
@@ -149,7 +157,8 @@ def tokenise_documents(work: Work, tokenizers: encode.Tokenizers, unit: Document
     try:
       if isinstance(item.parts, Bad):
         raise item.parts
-      rows = [_part(tokenizers, part, unit.places, words, len(text)) for part in item.parts]
+      rows = [_part(tokenizer, frame_rate, part, unit.places, words, len(text))
+              for part in item.parts]
     except Bad as bad:
       rejects.append({"line": item.line, "id": item.id, "reason": str(bad)})
       continue
@@ -159,7 +168,7 @@ def tokenise_documents(work: Work, tokenizers: encode.Tokenizers, unit: Document
     ids.append(item.id)
     about.append((item.line, digest_of(item.id), digest_of(item.group or item.id),
                   digest_of(*_content(item.parts, unit.places))))
-  size = tokenizers.text.size
+  size = tokenizer.size
   if text and not 0 <= min(text) <= max(text) <= size:
     raise ValueError(f"the text tokenizer gave ids {min(text)} to {max(text)}; it says it has "
                      f"{size}.")
@@ -197,12 +206,11 @@ def _content(parts: Sequence[sources.RawPart], found: Mapping[int, Mapping[str, 
       yield part.value
 
 
-def _part(tokenizers: encode.Tokenizers, part: sources.RawPart,
+def _part(text: encode.Text, frame_rate: float, part: sources.RawPart,
           found: Mapping[int, Mapping[str, Place | Bad]], words: list[int], base: int
           ) -> tuple[int, ...]:
   """One row of `documents.PART`; ids of its text are appended to `words`."""
   start = base + len(words)
-  text = tokenizers.text
   if part.kind == vocab_lib.TEXT:
     words += text.encode(part.value)
     length = base + len(words) - start
@@ -222,8 +230,7 @@ def _part(tokenizers: encode.Tokenizers, part: sources.RawPart,
   if part.transcript is None:
     return part.kind, part.role, 0, 0, rows, -1, 0, offset, 0, heard
   if part.timed is not None:
-    assert tokenizers.audio is not None
-    at_T, count = _placed(part, text, tokenizers.audio, rows)
+    at_T, count = _placed(part, text, frame_rate, rows)
     words += at_T
     return part.kind, part.role, 0, 0, rows, count, 1, offset, start, heard
   ids = text.encode(part.transcript)
@@ -243,7 +250,7 @@ def _place(part: sources.RawPart, name: str, found: Mapping[int, Mapping[str, Pl
   return place.sides, place.offset
 
 
-def _placed(part: sources.RawPart, text: encode.Text, audio: encode.Audio, frames: int
+def _placed(part: sources.RawPart, text: encode.Text, frame_rate: float, frames: int
             ) -> tuple[list[int], int]:
   """The pieces of timed words at the frames where they begin, else at the next free one.
 
@@ -251,12 +258,11 @@ def _placed(part: sources.RawPart, text: encode.Text, audio: encode.Audio, frame
     ids [T], `text.size` where there is none, and the number of pieces.
   """
   assert part.timed is not None
-  rate = audio.sample_rate / audio.frame_size
   at_T = [text.size] * frames
   free, count = 0, 0
   for i, (start, word) in enumerate(part.timed):
     pieces = text.encode(f" {word}" if i else word)
-    free = max(free, int(start * rate))
+    free = max(free, int(start * frame_rate))
     if free + len(pieces) > frames:
       raise Bad("transcript does not fit", f"{part.value} has {frames} frames; {word!r} at "
                 f"{start:.2f} s would end at frame {free + len(pieces)}")

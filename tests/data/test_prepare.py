@@ -237,7 +237,7 @@ def test_a_crash_between_any_two_writes_is_repaired_to_the_same_bytes(tmp_path, 
   for stop_at in range(1, 100):
     out, calls = tmp_path / f"crash{stop_at}", []
     try:
-      run(manifest, out, shard=SHARD)
+      run(manifest, out, shard=SHARD, processes=0)
       break
     except KeyboardInterrupt:
       crashes += 1
@@ -262,6 +262,25 @@ if __name__ == "__main__":
   prepare.prepare(pathlib.Path({manifest!r}), pathlib.Path({out!r}), tokenizers=t,
                   shard={shard!r}, processes={processes}, progress=False)
 """
+
+
+def test_texts_are_tokenised_by_processes_with_the_same_bytes(tmp_path):
+  manifest = fakes.manifest(tmp_path, [{"text": "x" * (i % 50 + 1)} for i in range(200)])
+  for name, processes in (("a", 0), ("b", 2), ("c", None)):
+    run(manifest, tmp_path / name, processes=processes, shard=SHARD)
+  assert digest(tmp_path / "a") == digest(tmp_path / "b") == digest(tmp_path / "c")
+
+
+class Dies(fakes.Text):
+  def encode(self, text):
+    os._exit(1)
+
+
+def test_a_process_that_dies_over_a_text_is_told(tmp_path):
+  manifest = fakes.manifest(tmp_path, [{"text": "x"}] * 40)
+  with pytest.raises(ValueError, match="tokenises texts was killed.*soon after line 1"):
+    run(manifest, tmp_path / "out", processes=1, shard=SHARD,
+        tokenizers=encode.Tokenizers(Dies()))
 
 
 @pytest.mark.parametrize("processes", [0, 1])

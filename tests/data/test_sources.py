@@ -220,6 +220,27 @@ def test_long_texts_are_cut_at_the_ends_of_paragraphs(tmp_path, monkeypatch):
   assert "".join(p[0].value for k, p in found.items() if k.startswith("c.txt")) == "x" * 120
 
 
+def test_gzipped_lines_and_texts(tmp_path):
+  import gzip
+  whole = "".join(json.dumps({"text": f"{i} {'x' * 50}"}) + "\n" for i in range(50)).encode()
+  for name in ("c4.json.gz", "a.jsonl.gz"):
+    (tmp_path / name).write_bytes(gzip.compress(whole))
+    assert len(by_id(sources.find(tmp_path / name))) == 50
+  assert sources.find(tmp_path).kind == "lines" and len(list(sources.find(tmp_path).items())) == 100
+  rng = np.random.default_rng(0)
+  noise = "".join(json.dumps({"text": str(rng.random(9).tolist())}) + "\n" for _ in range(300))
+  packed = gzip.compress(noise.encode())
+  (tmp_path / "a.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+  found = list(sources.find(tmp_path / "a.jsonl.gz").items())
+  assert 50 < len(found) < 300 and found[-1].parts.kind == "truncated file"
+  assert not any(isinstance(i.parts, Bad) for i in found[:-1])
+  (tmp_path / "book.txt.gz").write_bytes(gzip.compress(b"a long story"))
+  assert by_id(sources.find(tmp_path / "book.txt.gz")) == {"book.txt.gz": [text("a long story")]}
+  (tmp_path / "book.txt.gz").write_bytes(gzip.compress(b"a long story")[:-9])
+  (bad,) = by_id(sources.find(tmp_path / "book.txt.gz")).values()
+  assert bad.kind == "truncated file"
+
+
 def test_lines_of_several_files_are_counted_on(tmp_path):
   (tmp_path / "a.jsonl").write_text('{"text": "a"}\n\n{"text": "b"}\n')
   (tmp_path / "b.jsonl").write_text('nonsense\n{"text": "c", "id": "mine"}\n')

@@ -99,9 +99,9 @@ def find(path: str | os.PathLike[str]) -> Source:
   files = list(store.files(path))
   if not files:
     raise ValueError(f"the source {path} is empty: there is no file in it.")
-  kinds = {_KINDS.get(store.extension(name)) for name, _ in files}
+  kinds = {_kind(name) for name, _ in files}
   for kind in ("tars", "tables", "lines"):
-    mine = tuple((n, s) for n, s in files if _KINDS.get(store.extension(n)) == kind)
+    mine = tuple((n, s) for n, s in files if _kind(n) == kind)
     if mine and (kind != "lines" or _listing(files)):
       return Source(path, kind, path, mine)
   if kinds == {"text"}:
@@ -111,11 +111,19 @@ def find(path: str | os.PathLike[str]) -> Source:
 
 def _listing(files: list[tuple[str, int]]) -> bool:
   """Whether JSON lines list the rest: they alone are at the top."""
-  return any("/" not in name and _KINDS.get(store.extension(name)) == "lines" for name, _ in files)
+  return any("/" not in name and _kind(name) == "lines" for name, _ in files)
+
+
+def _kind(name: str) -> Kind | None:
+  """What a file is by its name; in a folder .json belongs to the file of the same name."""
+  if name.endswith(".gz"):
+    kind = _KINDS.get(store.extension(name[:-3]), "lines" if name.endswith(".json.gz") else None)
+    return kind if kind in ("lines", "text") else None
+  return _KINDS.get(store.extension(name))
 
 
 def _of_file(path: str, root: str, name: str) -> Source:
-  kind = "lines" if name.endswith(".json") else _KINDS.get(store.extension(name))
+  kind = "lines" if name.endswith(".json") else _kind(name)
   if kind is None:
     if store.extension(name) in _COMPRESSED:
       raise ValueError(f"the source {path} is compressed, and can't be read at random: unpack it "

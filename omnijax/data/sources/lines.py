@@ -1,8 +1,10 @@
-"""JSON lines, one document each, and plain texts."""
+"""JSON lines, one document each, and plain texts; both may be gzipped."""
 
+import gzip
 import json
+import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 from omnijax.data.sources import rows, store
 from omnijax.data.sources.item import Bad, Item
@@ -12,10 +14,27 @@ TEXT_BLOCK = 1 << 20  # bytes of a longer text that are a document
 
 def json_lines(path: str) -> Iterator[Item]:
   """The items of a JSONL file, blank lines left out; never fails on a line."""
-  with store.open_file(path) as file:
-    for number, line in enumerate(file, 1):
+  with store.open_file(path) as opened, _unpacked(opened, path) as file:
+    number, lines = 0, iter(file)
+    while True:
+      number += 1
+      try:
+        line = next(lines, None)
+      except (OSError, EOFError, zlib.error) as error:
+        yield rows.item(number, f"line {number}", _broken(error))
+        return
+      if line is None:
+        return
       if line.strip():
         yield rows.item(number, f"line {number}", _parsed(line))
+
+
+def _unpacked(file: BinaryIO, path: str) -> BinaryIO:
+  return gzip.open(file) if path.endswith(".gz") else file  # type: ignore[return-value]
+
+
+def _broken(error: Exception) -> Bad:
+  return Bad("truncated file", f"{type(error).__name__}: {error}")
 
 
 def _parsed(line: bytes) -> Any:
@@ -34,10 +53,14 @@ def text(path: str, name: str) -> Iterator[Item]:
     path: of the file.
     name: its id; that of several goes on with their number.
   """
-  with store.open_file(path) as file:
+  with store.open_file(path) as opened, _unpacked(opened, path) as file:
     rest, more, count = b"", True, 0
     while more:
-      block = file.read(TEXT_BLOCK)
+      try:
+        block = file.read(TEXT_BLOCK)
+      except (OSError, EOFError, zlib.error) as error:
+        yield rows.item(count + 1, f"{name}:{count + 1}", _broken(error))
+        return
       more = len(block) == TEXT_BLOCK
       content = rest + block
       at = len(content)
