@@ -11,7 +11,8 @@ what was interrupted. Recordings of Asterisk are read by the extra `av`. SOURCES
                        of the 78 languages in bytes, and then a quarter of what is spoken has more
                        pieces than frames
   DIR/stamps/*.jsonl   captions.jsonl, speech.jsonl; DIR/asterisk/speech.jsonl
-  DIR/*/records/...    as `omnijax prepare` writes them, what is held out in `heldout` within
+  DIR/*/records/...    as `omnijax prepare` writes them, what is held out in `heldout` within;
+                       each with a report.html
 
 Cost: 216 MB to download, 0.6 GB on disk; about 4 minutes on one core.
 """
@@ -28,6 +29,7 @@ import time
 from experiments.stamps_data import asterisk, counts, packages, stamps
 from omnijax import config
 from omnijax.data import encode, merge, prepare
+from omnijax.evals import source_report
 from omnijax.tokenizers import load, text
 
 PIECES = 8192
@@ -110,10 +112,12 @@ def main(argv: list[str] | None = None) -> None:
   start = time.monotonic()
   manifests = build(folder)
   named = args.text or str(tokenizer(folder))
-  tokenizers = encode.Tokenizers(*load.load_all(config.Tokenizers(text=named)))
+  tokenizers = load.load_all(config.Tokenizers(text=named))
   for path in manifests:
-    prepare.prepare(path, path.parent / "records" / path.stem, tokenizers=tokenizers,
+    out = path.parent / "records" / path.stem
+    prepare.prepare(path, out, tokenizers=encode.Tokenizers(*tokenizers),
                     choices=prepare.Choices(PIXELS, HELDOUT), processes=args.processes)
+    source_report.write(out, tokenizers, str(path))
   print(f"{time.monotonic() - start:.0f} s")
 
 
