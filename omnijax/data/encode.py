@@ -161,7 +161,12 @@ def _power_of_two(n: int) -> int:
 
 
 def _bucket(frames: int) -> int:
-  """Length under which a recording is encoded: 2^k or 3 * 2^k frames, so that few compile."""
+  """Length under which a recording is encoded, so that few compile: 2^k or 3 * 2^k frames.
+
+  Long ones, to which that would add much, are encoded by themselves, under a multiple of a batch.
+  """
   top = max(frames, _SHORTEST)
+  if top > _FRAMES:
+    return -(-top // _FRAMES) * _FRAMES
   power = _power_of_two(top)
   return next(b for b in (power, power * 3 // 2, power * 2) if b >= top)
