@@ -37,6 +37,7 @@ def write(run: config_lib.Run, vocab: vocab_lib.Vocab, tokenizers: Any, model: O
   """
   out = run_dir / "samples" / f"{step:07d}"
   out.mkdir(parents=True, exist_ok=True)
+  (out / "text.txt").unlink(missing_ok=True)  # of the same step, before the run was resumed
   asked = [(name, i, prompt) for name, prompts in _prompts(run, tokenizers.text.encode).items()
            for i, prompt in enumerate(prompts)]
   generator = decode.Generator(model, vocab, run.data, tokenizers, max_batch=max(len(asked), 1),
@@ -68,7 +69,7 @@ def _prompts(run: config_lib.Run, encode: Callable[[str], list[int]]
 
 
 def _documents(run: config_lib.Run, asked: Prompts) -> Iterator[list[documents.Part]]:
-  """Held-out documents where there are some, otherwise those of training, as rendered.
+  """Held-out documents where there are some, otherwise those of training, for each of their tasks.
 
   Those that fit no row, or are longer than samples may be, are left out.
   """
@@ -79,8 +80,8 @@ def _documents(run: config_lib.Run, asked: Prompts) -> Iterator[list[documents.P
     for i in np.linspace(0, len(records) - 1, min(len(records), _LOOK)).astype(int).tolist():
       tasks = np.flatnonzero(fit.usable(records.lengths[i : i + 1], room, asked)[0])
       tasks = tasks[tasks != documents.FOLLOW]  # nobody answers there
-      if len(tasks):  # plain only where nothing else is possible
-        task = int(tasks[-1])
+      # Plain only where nothing else is possible.
+      for task in tasks[len(tasks) > 1 :].tolist():
         yield documents.arrange(records.read(i), task, False, asked.of(task, 0))
 
 

@@ -234,7 +234,8 @@ class _Steps:
     if run.train.replicas_every and done % run.train.replicas_every == 0:
       self._dog.alive(f"comparing replicas after step {done}")
       replicas.check(state)
-    if run.train.sample_every and done % run.train.sample_every == 0:
+    last = done == run.train.steps  # after it samples are made anyhow
+    if run.train.sample_every and done % run.train.sample_every == 0 and not last:
       line.flush()
       self._sample(state, done)
       line.restart()

@@ -41,3 +41,30 @@ def test_prompts_are_found_wherever_they_are_and_leave_room(monkeypatch, prompt)
       assert asked.role == documents.USER and len(asked.codes) == prompt
       assert turn.role == documents.ASSISTANT and len(turn.codes) == 0
   assert len(reads) <= 2000
+
+
+def test_every_direction_of_a_document_is_asked_for(monkeypatch):
+  """A captioned picture is described and drawn; what was said is written down and said."""
+  words = np.arange(3)
+  docs = [[documents.Part(vl.IMAGE, documents.NONE, np.zeros((2, 2), int)),
+           documents.Part(vl.TEXT, documents.NONE, words)],
+          [documents.Part(vl.AUDIO, documents.NONE, np.zeros((4, 3), int), words)]]
+  table = np.zeros(3, documents.PART)
+  table["kind"], table["length"] = [vl.IMAGE, vl.TEXT, vl.AUDIO], [4, 3, 4]
+  table["words"], table["heard_offset"] = [-1, -1, 3], -1
+
+  class Fake:
+    def __init__(self, name):
+      self.lengths, self.read = documents.counts(table, np.array([0, 2])), docs.__getitem__
+
+    def __len__(self):
+      return 2
+
+  monkeypatch.setattr(samples, "Records", Fake)
+  found = samples._prompts(tiny.run(data={"prompts": ("caption: x", "speak: y")}),
+                           lambda text: [77])
+  kinds = {name: [[p.kind for p in prompt[:-1]] for prompt in prompts]
+           for name, prompts in found.items()}
+  assert kinds == {"text": [[vl.IMAGE, vl.TEXT], [vl.AUDIO]], "image": [[vl.TEXT]],
+                   "audio": [[vl.TEXT, vl.TEXT]]}
+  assert found["text"][0][1].codes.tolist() == [77]
