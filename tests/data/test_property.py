@@ -73,6 +73,11 @@ def test_any_mixture_is_the_same_on_any_hosts_from_any_step(sources, mixture, st
     except ValueError as error:
       assert "the data run out" in str(error) and any(data.epochs)
       continue
+    if n > 1:
+      at = whole["frame_at"][:, : whole["frame_source"].shape[1]]
+      there = at < data.positions
+      said = np.take_along_axis(whole["source"], np.where(there, at, 0), 1)
+      assert (said == whole["frame_source"])[there].all()
     for hosts in (2, 4, 8):
       each = ROWS // hosts
       slices = [make(range(i * each, i * each + each)).batch_at(step) for i in (0, hosts - 1)]
@@ -116,7 +121,12 @@ def test_rows_hold_what_was_drawn_whole_and_no_more(sources, mixture, seed):
   assert (positions, frames) == (window.positions, window.frames)
 
 
-@pytest.mark.parametrize(("hosts", "workers"), [(1, 4), (4, 2)])
+QUICK = ((1, 4), (4, 2))
+
+
+@pytest.mark.parametrize(("hosts", "workers"), [
+  pytest.param(h, w, marks=[] if (h, w) in QUICK else pytest.mark.slow)
+  for h in (1, 2, 4, 8) for w in (0, 2, 4)])
 def test_workers_of_hosts_change_nothing(sources, hosts, workers):
   data = config.Data(sources=sources, rows=ROWS, positions=100, frames=60, window=90, stages=(3,),
                      weights=(1.0, 1.0, 2.0, 3.0, 1.0, 0.0), weights_by="tokens")
