@@ -104,6 +104,9 @@ def prepare(source: str | os.PathLike[str], out: pathlib.Path, *, tokenizers: en
       named), a tokenizer is missing, no document is usable, or, if strict, an item is bad.
   """
   found, out = sources.find(source), pathlib.Path(out)
+  if found.path == found.root and out.resolve().is_relative_to(pathlib.Path(found.root).resolve()):
+    raise ValueError(f"{out} lies within the source {found.path}, and would be read as part of it; "
+                     "name a directory outside.")
   inputs = {"source": found.fingerprint(), "tokenizers": tokenizers.describe(),
             "choices": dataclasses.asdict(choices),
             "shard": {_NAMES[k]: shard[k] for k in sorted(shard)}, "format": records.FORMAT}

@@ -215,6 +215,15 @@ def test_corrupted_lists_and_archives_never_end_a_source(tmp_path):
   assert bad > 150
 
 
+def test_records_are_not_written_into_their_own_source(tmp_path):
+  make_folder(tmp_path / "f")
+  before = sorted((tmp_path / "f").rglob("*"))
+  with pytest.raises(ValueError, match="lies within the source .*name a directory outside"):
+    run(tmp_path / "f", tmp_path / "f" / "sub" / "out")
+  assert sorted((tmp_path / "f").rglob("*")) == before
+  run(fakes.manifest(tmp_path, [{"text": "a"}]), tmp_path / "beside")
+
+
 def test_choices_are_part_of_what_records_are_of(tmp_path):
   manifest = fakes.manifest(tmp_path, [{"text": "a"}, {"text": "b"}])
   run(manifest, tmp_path / "out")
