@@ -188,7 +188,7 @@ read and packed beside grain's own packing of the same records, and what plannin
 
   omnijax bench data --json data.json
 
-Some five minutes and 2 GB of disk with the default numbers. JSON: packing_efficiency,
+Some three minutes and 2 GB of disk with the default numbers. JSON: packing_efficiency,
 frame_efficiency, positions_per_s_per_core, ratio_to_grain_first_fit, plan_100m_s (scaled to a
 hundred million documents), plan_peak_gib, seek_s, and what they were measured with.
 """

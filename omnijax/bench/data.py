@@ -24,7 +24,7 @@ from omnijax.data.plan import Plan
 
 VOCAB = vocab_lib.Vocab(text=32_000, image=1024, audio=1024, codebooks=8)
 DATA = config_lib.Data(sources=("synthetic",), rows=8, positions=4096, frames=2048)
-_CHUNK = 1 << 20
+_DRAWN = 1 << 22  # documents that are drawn; more are the same again
 _SHARD = 1 << 24  # tokens
 
 
@@ -159,9 +159,10 @@ def planning(folder: Path, size: int, data: config_lib.Data, processes: int) -> 
   rng = np.random.default_rng(0)
   path = folder / "lengths.npy"
   rows = np.lib.format.open_memmap(path, "w+", lengths.ROW, (size,))
-  for start in range(0, size, _CHUNK):
-    some = lengths.Lengths.of(documents.counts(*parts(rng, min(_CHUNK, size - start))))
-    rows[start : start + len(some)] = some.rows
+  # Drawing a hundred million would take minutes; in what order a plan reads them is its own.
+  some = lengths.Lengths.of(documents.counts(*parts(rng, min(_DRAWN, size))))
+  for start in range(0, size, _DRAWN):
+    rows[start : start + _DRAWN] = some.rows[: size - start]
   rows.flush()
   index = _Index(path, some.forms)
   plan = Plan([index.lengths], data, seed=0, once=True)
