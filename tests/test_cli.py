@@ -1,6 +1,7 @@
 """The command: what it prints, how it ends, and what it hands to the code behind it."""
 
 import dataclasses
+import importlib.util
 import inspect
 import json
 import re
@@ -310,6 +311,7 @@ def test_the_readme_tells_the_truth(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's mallopt")
+@pytest.mark.skipif(bool(importlib.util.find_spec("libtpu")), reason="not beside an accelerator's")
 def test_freed_memory_is_used_again():
   code = """if True:
     import resource, sys, threading

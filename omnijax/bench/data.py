@@ -24,7 +24,7 @@ from omnijax.data.plan import Plan
 
 VOCAB = vocab_lib.Vocab(text=32_000, image=1024, audio=1024, codebooks=8)
 DATA = config_lib.Data(sources=("synthetic",), rows=8, positions=4096, frames=2048)
-_DRAWN = 1 << 22  # documents that are drawn; more are the same again
+_DRAWN = 1 << 21  # documents that are drawn; more are the same again
 _SHARD = 1 << 24  # tokens
 
 
