@@ -168,7 +168,7 @@ def planning(folder: Path, size: int, data: config_lib.Data, processes: int) -> 
   plan = Plan([index.lengths], data, seed=0, once=True)
   with _memory() as memory:
     begun = time.perf_counter()
-    for _ in ahead.count(plan, [index], 1 << 62, processes):  # type: ignore[list-item]
+    for _ in ahead.count(plan, [index], 1 << 62, processes):
       pass
     took = time.perf_counter() - begun
   windows = [plan.window(i) for i in range(0, len(plan.counted()["ends"]), 401)]

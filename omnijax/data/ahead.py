@@ -14,11 +14,11 @@ import os
 import pathlib
 import zipfile
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from omnijax import host
-from omnijax.data import records as records_lib
 from omnijax.data.lengths import Lengths
 from omnijax.data.plan import Plan
 
@@ -29,13 +29,19 @@ _MINE: list[Lengths] = []  # of this process, which only counts
 Span = tuple[int, int]
 
 
-def count(plan: Plan, lengths: Sequence[Lengths | records_lib.Records], rows: int,
-          processes: int) -> Iterator[int]:
+class Source(Protocol):
+  """What has a length index, and is cheap to send to another process, as `Records` are."""
+
+  @property
+  def lengths(self) -> Lengths: ...
+
+
+def count(plan: Plan, sources: Sequence[Source], rows: int, processes: int) -> Iterator[int]:
   """Counts windows until so many rows are reached.
 
   Args:
     plan: what is counted, here.
-    lengths: of its sources, as they can be sent to other processes.
+    sources: of the plan.
     rows: to reach.
     processes: that count; 0 counts in this one.
 
@@ -47,7 +53,7 @@ def count(plan: Plan, lengths: Sequence[Lengths | records_lib.Records], rows: in
     return
   # Spawned: JAX may be running threads here, which a fork would break.
   context = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(processes, context, _begin, (list(lengths),)) as pool:
+  with concurrent.futures.ProcessPoolExecutor(processes, context, _begin, (list(sources),)) as pool:
 
     def counts(plan: Plan, spans: Sequence[Span]) -> Iterator[int]:
       chunks = [spans[i : i + _EACH] for i in range(0, len(spans), _EACH)]
@@ -56,9 +62,9 @@ def count(plan: Plan, lengths: Sequence[Lengths | records_lib.Records], rows: in
     yield from plan.ahead(rows, counts, 4 * _EACH * processes)
 
 
-def _begin(lengths: Sequence[Lengths | records_lib.Records]) -> None:
+def _begin(sources: Sequence[Source]) -> None:
   host.die_with_parent()
-  _MINE[:] = [x if isinstance(x, Lengths) else x.lengths for x in lengths]
+  _MINE[:] = [source.lengths for source in sources]
 
 
 def _count(plan: Plan, spans: Sequence[Span]) -> list[int]:

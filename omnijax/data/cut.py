@@ -7,7 +7,7 @@ that are rendered plain; what they read are rows of the table of parts like any 
 P parts of a document
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -49,6 +49,39 @@ def pieces(parts_P: np.ndarray, data: config_lib.Data) -> list[np.ndarray] | Non
   return [*out, np.array(piece, documents.PART)] if piece else out
 
 
+def singles(parts_N: np.ndarray, data: config_lib.Data) -> tuple[np.ndarray, np.ndarray]:
+  """The pieces of documents of one part each, all at once: most long documents are one text.
+
+  Args:
+    parts_N: rows of `documents.PART`.
+    data: budgets and delays.
+
+  Returns:
+    rows of `documents.PART`, one of each piece, as `pieces` makes them; and which documents can't
+    be cut.
+  """
+  ones_N = parts_N.copy()
+  ones_N["length"] = 1
+  index_N = np.arange(len(parts_N))
+  positions_N, frames_N = documents.lengths(documents.counts(ones_N, index_N), documents.PLAIN,
+                                            False, data)
+  room_N = 1 + data.positions - positions_N
+  sound_N = parts_N["kind"] == vocab_lib.AUDIO
+  room_N = np.where(sound_N, np.minimum(room_N, 1 + data.frames - frames_N), room_N)
+  good_N = (room_N > 0) & ((parts_N["kind"] == vocab_lib.TEXT)
+                           | sound_N & ((parts_N["words"] < 0) | (parts_N["timed"] > 0)))
+  some, room_N = parts_N[good_N], room_N[good_N]
+  often_N = -(-some["length"] // room_N)
+  out = np.repeat(some, often_N)
+  at = (np.arange(len(out)) - np.repeat(np.cumsum(often_N) - often_N, often_N)) * np.repeat(
+    room_N, often_N)
+  out["length"] = np.minimum(out["length"] - at, np.repeat(room_N, often_N))
+  out["offset"] += at
+  out["words_offset"] += np.where(out["timed"] > 0, at, 0)
+  out["heard_offset"] += np.where(out["heard_offset"] >= 0, at, 0)
+  return out, np.flatnonzero(~good_N)
+
+
 def _room(piece: Sequence[np.void], part: np.void, data: config_lib.Data) -> int:
   """How much of a part's length a row has room for behind a piece."""
   one = part.copy()
@@ -82,27 +115,30 @@ def _split(part: np.void, at: int) -> tuple[np.void, np.void]:
   return first, rest
 
 
-def cut(documents_of: Iterator[np.ndarray], data: config_lib.Data
+def cut(table: np.ndarray, sizes_N: np.ndarray, data: config_lib.Data
         ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """The pieces of many documents.
+  """The pieces of documents that are too long.
 
   Args:
-    documents_of: the parts of each.
+    table: rows of `documents.PART`, document after document.
+    sizes_N: parts of each document.
     data: budgets and delays.
 
   Returns:
     rows of `documents.PART`, the first row of each piece, and which documents can't be cut.
   """
-  parts, sizes, whole = [], list[int](), list[int]()
-  for i, parts_P in enumerate(documents_of):
-    found = pieces(parts_P, data)
-    if found is None:
+  starts_N = np.cumsum(sizes_N) - sizes_N
+  alone = np.flatnonzero(sizes_N == 1)
+  ones, lost = singles(table[starts_N[alone]], data)
+  found, whole = list[np.ndarray](), alone[lost].tolist()
+  for i in np.flatnonzero(sizes_N > 1).tolist():
+    some = pieces(table[starts_N[i] : starts_N[i] + sizes_N[i]], data)
+    if some is None:
       whole.append(i)
     else:
-      parts += found
-      sizes += [len(p) for p in found]
-  table = np.concatenate(parts) if parts else np.zeros(0, documents.PART)
-  return table, np.cumsum([0, *sizes])[:-1], np.array(whole, np.int64)
+      found += some
+  sizes = np.array([1] * len(ones) + [len(p) for p in found], np.int64)
+  return np.concatenate([ones, *found]), np.cumsum(sizes) - sizes, np.array(sorted(whole), np.int64)
 
 
 def index(parts: np.ndarray, starts: np.ndarray) -> Lengths:

@@ -379,7 +379,7 @@ def _cut(records: Records, data: config_lib.Data, name: str) -> tuple[Records, i
   long = fit.unfit(records.lengths, data)
   if not len(long):
     return records, 0
-  parts, starts, whole = cut.cut((records.parts(i) for i in long.tolist()), data)
+  parts, starts, whole = cut.cut(*records.some(long), data)
   lost = long[whole]
   fit.check(records.lengths, lost, data, name)
   if len(starts):

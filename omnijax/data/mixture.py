@@ -8,6 +8,7 @@ N places of the stream
 
 import dataclasses
 import fractions
+import functools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -35,31 +36,33 @@ class Mixture:
       whole = [max(1, round(n * (_PERIOD - len(whole)) / sum(whole))) for n in whole]
     return cls(tuple(whole))
 
-  def __post_init__(self) -> None:
+  @functools.cached_property
+  def pattern(self) -> tuple[np.ndarray, np.ndarray]:
+    """The source of each place of a period, and how many of that source come before it."""
     # Draw n of a source is due at (2n + 1) / 2 share: all of them merged in time.
     due = [(2 * np.arange(n) + 1) / (2 * n) for n in self.shares]
     source = np.repeat(np.arange(len(self.shares), dtype=np.int32), self.shares)
     order = np.argsort(np.concatenate(due), kind="stable")
     count = np.concatenate([np.arange(n) for n in self.shares])
-    object.__setattr__(self, "_pattern", (source[order], count[order]))
+    return source[order], count[order]
 
   def draw(self, index_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The source of each place in the stream, and how many of that source came before."""
-    source, count = self._pattern  # type: ignore[attr-defined]
+    source, count = self.pattern
     period_N, at_N = np.divmod(index_N, len(source))
     source_N = source[at_N]
     return source_N, period_N * np.asarray(self.shares)[source_N] + count[at_N]
 
   def drawn(self, index: int) -> list[int]:
     """Documents of each source before a place."""
-    source, _ = self._pattern  # type: ignore[attr-defined]
+    source, _ = self.pattern
     period, at = divmod(index, len(source))
     within = np.bincount(source[:at], minlength=len(self.shares))
     return (period * np.asarray(self.shares) + within).tolist()
 
   def place(self, which: int, count: int) -> int:
     """The place of a source's document that so many of its own come before."""
-    source, _ = self._pattern  # type: ignore[attr-defined]
+    source, _ = self.pattern
     period, at = divmod(count, self.shares[which])
     return period * len(source) + int(np.flatnonzero(source == which)[at])
 

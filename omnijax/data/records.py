@@ -129,7 +129,8 @@ class Records:
     self.table, self._starts, lengths, forms = (
       np.asarray(np.load(self.root / name, mmap_mode="r"))
       for name in (_PARTS, _STARTS, _LENGTHS, _FORMS))
-    self.lengths, self._more = Lengths(lengths, forms), more
+    self.lengths: Lengths = Lengths(lengths, forms)
+    self._more = more
     if more is not None:
       self.lengths = Lengths.join([self.lengths, cut.index(*more)])
     self._tokens = {}
@@ -160,6 +161,13 @@ class Records:
       table, starts = self._more
     stop = starts[index + 1] if index + 1 < len(starts) else len(table)
     return table[starts[index] : stop]
+
+  def some(self, which_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of `documents.PART` of some documents of the directory, and how many each has."""
+    stops = np.append(self._starts[1:], len(self.table))
+    sizes_N = stops[which_N] - self._starts[which_N]
+    first_N = self._starts[which_N] - (np.cumsum(sizes_N) - sizes_N)
+    return self.table[np.repeat(first_N, sizes_N) + np.arange(sizes_N.sum())], sizes_N
 
   def read(self, index: int) -> list[documents.Part]:
     """The parts of one document; its arrays are views of the files."""

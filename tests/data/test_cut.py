@@ -1,6 +1,8 @@
 """Documents longer than a row: pieces that fit, hold all that was there, and nothing twice."""
 
+import dataclasses
 import json
+import time
 
 import fakes
 import numpy as np
@@ -69,8 +71,34 @@ def test_pieces_fit_and_hold_everything_in_order(parts, delays):
 def test_a_picture_and_words_without_times_are_not_cut(long):
   table = np.array([part(v.TEXT, 0, 300), long], d.PART)
   assert cut.pieces(table, DATA) is None
-  whole, starts, lost = cut.cut(iter([table, table[:1]]), DATA)
-  assert lost.tolist() == [0] and len(starts) == len(whole) == 4
+  both = np.concatenate([table, table[:1], table[1:]])
+  parts, starts, lost = cut.cut(both, np.array([2, 1, 1]), DATA)
+  assert lost.tolist() == [0, 2] and len(starts) == len(parts) == 4
+
+
+@settings(max_examples=100, deadline=None)
+@given(parts=st.lists(_part, min_size=1, max_size=8), delay=st.integers(0, 2))
+def test_many_documents_of_one_part_are_cut_as_each_alone(parts, delay):
+  data = dataclasses.replace(DATA, acoustic_delay=delay)
+  table = np.array(parts, d.PART)
+  room = [int(cut._room([], part, data)) for part in table]
+  found, lost = cut.singles(table, data)
+  # As loops see them; what fits whole is one piece, also if it could not be cut.
+  want = [p for part, n in zip(table, room, strict=True) if cut._divisible(part) and n > 0
+          for p in cut.pieces(part[None], data)]
+  assert found.tolist() == np.concatenate([np.zeros((0,), d.PART), *want]).tolist()
+  assert lost.tolist() == [i for i, part in enumerate(table) if not cut._divisible(part)]
+
+
+def test_a_million_long_texts_are_cut_in_seconds():
+  table = np.zeros(1_000_000, d.PART)
+  table["words"] = table["heard_offset"] = -1
+  table["length"] = np.random.default_rng(0).integers(101, 2000, len(table))
+  begun = time.process_time()
+  parts, starts, lost = cut.cut(table, np.ones(len(table), np.int64), DATA)
+  assert time.process_time() - begun < 20
+  assert not len(lost) and parts["length"].sum() == table["length"].sum()
+  assert parts["length"].max() == 98 and len(starts) == len(parts)
 
 
 @pytest.fixture(scope="module")

@@ -90,7 +90,7 @@ def find(path: str | os.PathLike[str]) -> Source:
   else:
     is_file, is_folder = os.path.isfile(path), os.path.isdir(path)
   if is_file:
-    root, _, name = path.rpartition("/")
+    root, name = path.rsplit("/", 1) if store.remote(path) else os.path.split(path)
     return _of_file(path, root, name)
   if not is_folder:
     raise ValueError(f"the source {path} is not a file or a folder; wanted JSON lines, text, "

@@ -29,8 +29,8 @@ def json_lines(path: str) -> Iterator[Item]:
         yield rows.item(number, f"line {number}", _parsed(line))
 
 
-def _unpacked(file: BinaryIO, path: str) -> BinaryIO:
-  return gzip.open(file) if path.endswith(".gz") else file  # type: ignore[return-value]
+def _unpacked(file: BinaryIO, path: str) -> BinaryIO | gzip.GzipFile:
+  return gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file
 
 
 def _broken(error: Exception) -> Bad:
