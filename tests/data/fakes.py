@@ -5,6 +5,7 @@ Every code follows from the file alone, so a test can tell which file a batch sh
 
 import json
 import pathlib
+import time
 
 import numpy as np
 import PIL.Image
@@ -64,6 +65,14 @@ class Audio:
   def decode(self, codes):
     assert 0 <= codes.min() <= codes.max() < self.codes
     return np.repeat(codes[..., 0], FRAME, 1) / 10.0
+
+
+class SlowAudio(Audio):
+  """Slow enough for a test to kill who uses it."""
+
+  def encode(self, wave):
+    time.sleep(0.2)
+    return super().encode(wave)
 
 
 def tokenizers():

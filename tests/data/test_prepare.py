@@ -249,16 +249,12 @@ def test_a_crash_between_any_two_writes_is_repaired_to_the_same_bytes(tmp_path, 
 
 
 _SLOW = """
-import pathlib, sys, time
+import pathlib, sys
 sys.path[:0] = {path!r}
 import fakes
 from omnijax.data import prepare
-class Slow(fakes.Audio):
-  def encode(self, wave):
-    time.sleep(0.2)
-    return super().encode(wave)
 if __name__ == "__main__":
-  t = fakes.encode.Tokenizers(fakes.Text(), fakes.Image(), Slow())
+  t = fakes.encode.Tokenizers(fakes.Text(), fakes.Image(), fakes.SlowAudio())
   prepare.prepare(pathlib.Path({manifest!r}), pathlib.Path({out!r}), tokenizers=t,
                   shard={shard!r}, processes={processes}, progress=False)
 """

@@ -15,19 +15,15 @@ from omnijax.data import prepare, ray_engine, records
 from omnijax.data.prepare import Choices
 
 _SLOW = """
-import pathlib, sys, time
+import pathlib, sys
 sys.path[:0] = {path!r}
 import fakes
 from omnijax.data import prepare, ray_engine
-class Slow(fakes.Audio):
-  def encode(self, wave):
-    time.sleep(0.3)
-    return super().encode(wave)
 if __name__ == "__main__":
   import ray
   ray.init(num_cpus=2, include_dashboard=False, runtime_env={{"env_vars": {{
     "PYTHONPATH": {python_path!r}}}}})
-  t = fakes.encode.Tokenizers(fakes.Text(), fakes.Image(), Slow())
+  t = fakes.encode.Tokenizers(fakes.Text(), fakes.Image(), fakes.SlowAudio())
   prepare.prepare({source!r}, pathlib.Path({out!r}), tokenizers=t, shard={shard!r}, processes=2,
                   engine=ray_engine.Ray, progress=False)
 """
