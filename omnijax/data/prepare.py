@@ -111,14 +111,15 @@ def prepare(source: str | os.PathLike[str], out: pathlib.Path, *, tokenizers: en
             "choices": dataclasses.asdict(choices),
             "shard": {_NAMES[k]: shard[k] for k in sorted(shard)}, "format": records.FORMAT}
   console = rich.console.Console(stderr=True, quiet=not progress)
+  work = Work(found.store, out, choices.image_size)
+  begun = engine(work, tokenizers, processes)
   _begin(out, inputs)
   meta = records.Meta.read(out)
   if meta is None:
     with _bar(console) as bar:
-      job = _Job(found, Work(found.store, out, choices.image_size), tokenizers, choices, shard,
-                 strict, bar)
+      job = _Job(found, work, tokenizers, choices, shard, strict, bar)
       scanned, items = _scan(job)
-      with engine(job.work, tokenizers, processes) as working:
+      with begun as working:
         places, shards = {}, {}
         for kind, names in scanned.items():
           places[kind], shards[_NAMES[kind]] = _media(job, kind, names, working)

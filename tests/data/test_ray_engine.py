@@ -33,6 +33,7 @@ def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "ray", None)
   with pytest.raises(ValueError, match="install the extra `ray`"):
     run(fakes.manifest(tmp_path, [{"text": "a"}]), tmp_path / "out", engine=ray_engine.Ray)
+  assert not (tmp_path / "out").exists()
 
 
 def alive(pattern):

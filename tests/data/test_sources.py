@@ -286,6 +286,22 @@ def test_libraries_that_are_not_installed_are_named(monkeypatch, name, extra, li
     (store.parquet if extra == "parquet" else store.fsspec)(name)
 
 
+@pytest.mark.parametrize(("url", "says"), [
+  ("gs://bucket/a.jsonl", "install the extra `cloud`"),
+  ("nothing://a.jsonl", "can't be opened: Protocol not known: nothing.*such as gs://")])
+def test_urls_that_cannot_be_opened(url, says, monkeypatch):
+  monkeypatch.setitem(sys.modules, "gcsfs", None)
+  with pytest.raises(ValueError, match=says):
+    sources.find(url)
+
+
+def test_a_missing_library_is_told_before_anything_is_written(tmp_path, monkeypatch):
+  (tmp_path / "a.parquet").write_bytes(b"x")
+  monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+  with pytest.raises(ValueError, match="install the extra `parquet`"):
+    sources.find(tmp_path / "a.parquet")
+
+
 def test_channels_silence_and_length(tmp_path):
   wave = np.stack([np.full(4000, 0.25), np.zeros(4000)], 1)
   soundfile.write(tmp_path / "two.wav", wave, 16_000)

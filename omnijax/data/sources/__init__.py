@@ -85,7 +85,7 @@ def find(path: str | os.PathLike[str]) -> Source:
   """
   path = os.fspath(path)
   if store.remote(path):
-    system, base = store.fsspec(path).core.url_to_fs(path)
+    system, base = store.system(path)
     is_file, is_folder = system.isfile(base), system.isdir(base)
   else:
     is_file, is_folder = os.path.isfile(path), os.path.isdir(path)
@@ -103,7 +103,7 @@ def find(path: str | os.PathLike[str]) -> Source:
   for kind in ("tars", "tables", "lines"):
     mine = tuple((n, s) for n, s in files if _kind(n) == kind)
     if mine and (kind != "lines" or _listing(files)):
-      return Source(path, kind, path, mine)
+      return _made(Source(path, kind, path, mine))
   if kinds == {"text"}:
     return Source(path, "text", path, tuple(files))
   return Source(path, "folder", path, tuple(files))
@@ -131,4 +131,11 @@ def _of_file(path: str, root: str, name: str) -> Source:
     raise ValueError(f"the source {path} is a file of an unknown form; wanted .jsonl, .txt, .tar "
                      "or .parquet, or a folder.")
   with store.open_file(path) as file:
-    return Source(path, kind, root, ((name, file.seek(0, os.SEEK_END)),))
+    return _made(Source(path, kind, root, ((name, file.seek(0, os.SEEK_END)),)))
+
+
+def _made(source: Source) -> Source:
+  """A source whose library is there, which is better told now than later."""
+  if source.kind == "tables":
+    store.parquet(source.path)
+  return source

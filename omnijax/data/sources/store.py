@@ -159,6 +159,21 @@ def fsspec(path: str) -> Any:
   return library
 
 
+def system(path: str) -> tuple[Any, str]:
+  """What opens a URL, and what it calls it.
+
+  Raises:
+    ValueError: no such system is known, its package is not installed, or it can't be reached.
+  """
+  try:
+    return fsspec(path).core.url_to_fs(path)
+  except ImportError as error:
+    raise ValueError(f"{path}: {error}; install the extra `cloud`, or that package.") from error
+  except (OSError, ValueError) as error:
+    raise ValueError(f"{path} can't be opened: {error}; wanted an address that fsspec knows, such "
+                     "as gs://bucket/folder or s3://bucket/folder.") from error
+
+
 def parquet(path: str) -> Any:
   """The library that reads Parquet.
 
@@ -176,9 +191,9 @@ def parquet(path: str) -> Any:
 def files(root: str) -> Iterator[tuple[str, int]]:
   """Names below a folder or URL, in order, and bytes of each; hidden ones are left out."""
   if remote(root):
-    system, base = fsspec(root).core.url_to_fs(root)
+    opened, base = system(root)
     found = {name.removeprefix(base).lstrip("/"): about["size"]
-             for name, about in system.find(base, detail=True).items()}
+             for name, about in opened.find(base, detail=True).items()}
   else:
     found = {}
     for folder, folders, names in os.walk(root):
