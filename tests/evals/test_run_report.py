@@ -37,7 +37,7 @@ def test_everything_is_on_the_page(run_dir):
   assert main(["report", str(run_dir)]) == 0
   page = (run_dir / "report.html").read_text("utf-8")
   for text in ("Losses by modality", "Loss of audio: training ends at", "held out ends at 6.1",
-               "Loss of a: training", "Loss of b &lt;b&gt;", "Held-out loss of a",
+               "Loss of a: training", "Loss of b &lt;b&gt;", "Held-out loss of a", "a, held out",
                "<td>600</td><td>75.0%</td>", "After 20 steps", "After 10 steps", "a &lt;cat&gt;",
                "draw it", "prompt: say it", "25.0%", "3.1"):
     assert text in page, text
