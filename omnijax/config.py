@@ -74,6 +74,9 @@ class Model:
   # Documents of a row for which attention on a GPU has room: the fewer, the faster. At least
   # data.documents. 0: data.documents may be any, and rows of more than 64 go a slow way.
   attention_documents: int = 0
+  # Positions that each position sees, itself included (sliding window); 0 is all before it. What is
+  # generated then needs no more of a cache, however long it goes on.
+  attention_window: int = 0
   # Layers compiled as one: saves copies of activations (a quarter of the gradient of the
   # quickstart's trunk on a CPU), costs time to compile.
   unroll: int = 1
@@ -91,6 +94,9 @@ class Model:
       raise ValueError(f"Model.heads is {self.heads}, which is not a multiple of "
                        f"Model.kv_heads {self.kv_heads}; change one of them.")
     self._check_names()
+    if self.attention_window < 0:
+      raise ValueError(f"Model.attention_window is {self.attention_window}; wanted 0 (all "
+                       "positions before) or more.")
     if self.experts:
       _positive(self, "experts_per_token")
       shared = self.experts - sum(self.modality_experts)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from omnijax import config as config_lib
@@ -129,11 +128,10 @@ class Engine:
       state = cache.empty(self.model, rows=B * copies, positions=S)
       for piece in _pieces(every, B * copies, self.layout):
         state = step.prefill(self.model, state, step.Piece(**sharding.place(piece)))
-      turn = self._turn(every, goals, limits, B, copies, first)
-      turn = step.Turn(grammar=Grammar(**sharding.place(turn.pop("grammar"))),
-                       **sharding.place(turn), key=jax.random.key(seed),
-                       setting_K3=jnp.asarray(sampling.table(), jnp.float32),
-                       guidance=jnp.float32(guidance))
+      given = self._turn(every, goals, limits, B, copies, first, sampling, seed, guidance)
+      turn = step.Turn(grammar=Grammar(**sharding.place(given.pop("grammar"))),
+                       next=step.Next(**sharding.place(given.pop("next"))),
+                       **sharding.place(given))
       while True:
         state, turn, part = step.run(self.model, state, turn, layout=self.layout,
                                      guided=copies == 2)
@@ -147,7 +145,7 @@ class Engine:
     return [_streams(whole, i * copies, self.layout) for i in range(n)]
 
   def _turn(self, prompts: list[Streams], goals: Sequence[Goal], limits: Sequence[int], B: int,
-            copies: int, first: int) -> dict:
+            copies: int, first: int, sampling: Sampling, seed: int, guidance: float) -> dict:
     """The arrays of a Turn; rows beyond the prompts are done."""
     n = len(goals)
 
@@ -167,8 +165,12 @@ class Engine:
       draws_B=column([g.to == "any" for g in goals], False, np.bool_),
       speaks_B=column([g.to == "any" for g in goals], False, np.bool_),
       once_B=column([g.to != "any" for g in goals], True, np.bool_))
-    return dict(grammar=state, written_B=zeros, limit_B=column(limits, 1),
-                row_B=np.repeat(first + np.arange(B, dtype=np.int32), copies))
+    table_K3 = np.asarray(sampling.table(), np.float32)
+    return dict(
+      grammar=state, next=_last(prompts, B * copies, self.layout), written_B=zeros,
+      limit_B=column(limits, 1), key_B=np.repeat(np.asarray(step.keys(seed, first, B)), copies, 0),
+      setting_BK3=np.repeat(table_K3[None], B * copies, 0),
+      guidance_B=np.full(B * copies, guidance if copies == 2 else 0, np.float32))
 
 
 def _bucket(positions: int) -> int:
@@ -180,9 +182,10 @@ def _bucket(positions: int) -> int:
 
 
 def _pieces(prompts: list[Streams], B: int, layout: Layout) -> list[dict[str, np.ndarray]]:
-  """Prompts without their final EOS, right-padded, cut into pieces of one length."""
+  """Prompts without their last position and final EOS, right-padded, cut into pieces of one length.
+  """
   T, Q = _PIECE, layout.vocab.codebooks
-  lengths = np.array([len(p.main) - 1 for p in prompts])
+  lengths = np.array([len(p.main) - 2 for p in prompts])
   S = -(-int(lengths.max()) // T) * T
   main_BS = np.zeros((B, S), np.int32)
   modality_BS = np.zeros((B, S), np.int32)
@@ -192,12 +195,27 @@ def _pieces(prompts: list[Streams], B: int, layout: Layout) -> list[dict[str, np
   for b, (p, n) in enumerate(zip(prompts, lengths, strict=True)):
     main_BS[b, :n], modality_BS[b, :n], position_BS3[b, :n] = (
       p.main[:n], p.modality[:n], p.position[:n])
-    frames_BSG[b, p.frame_at] = p.frames
+    some = p.frame_at < n
+    frames_BSG[b, p.frame_at[some]] = p.frames[some]
     length_B[b] = n
   cut = lambda x, i: np.ascontiguousarray(x[:, i : i + T])
   return [dict(main_BT=cut(main_BS, i), modality_BT=cut(modality_BS, i),
                position_BT3=cut(position_BS3, i), frames_BTG=cut(frames_BSG, i),
                count_B=np.clip(length_B - i, 0, T)) for i in range(0, S, T)]
+
+
+def _last(prompts: list[Streams], B: int, layout: Layout) -> dict[str, np.ndarray]:
+  """The last position of each prompt, before its final EOS, as the fields of step.Next."""
+  main_B, modality_B = np.zeros(B, np.int32), np.zeros(B, np.int32)
+  position_B3 = np.zeros((B, 3), np.int32)
+  frames_BG = np.full((B, 2 * layout.vocab.codebooks), layout.vocab.no_code, np.int32)
+  for b, p in enumerate(prompts):
+    n = len(p.main) - 2
+    main_B[b], modality_B[b], position_B3[b] = p.main[n], p.modality[n], p.position[n]
+    if len(p.frame_at) and p.frame_at[-1] == n:
+      frames_BG[b] = p.frames[-1]
+  return dict(main_B=main_B, modality_B=modality_B, position_B3=position_B3, frames_BG=frames_BG,
+              takes_B=np.arange(B) < len(prompts))
 
 
 def _streams(written: Sequence[np.ndarray], row: int, layout: Layout) -> Streams:

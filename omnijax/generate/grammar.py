@@ -26,6 +26,7 @@ OPEN = 6  # the start of speech
 SPEECH = 7  # text aligned with speech, PAD, or the end of speech
 TAIL = 8  # PAD, while the acoustic codes of the last frames arrive
 LAST = 9  # the end of the turn
+DUPLEX = 10  # text aligned with speech, or PAD: a dialogue, which ends when it is ended
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +86,7 @@ def allowed(g: Grammar, left_B: jax.Array, layout: Layout) -> jax.Array:
   text_1V = block(v.text_start, v.text)
   out_BV = at(FIRST, TEXT) & room(2) & text_1V
   out_BV |= at(SPEECH) & room(2 + layout.ending) & (text_1V | is_(vocab_lib.PAD))
+  out_BV |= at(DUPLEX) & (text_1V | is_(vocab_lib.PAD))
   out_BV |= at(IMAGE) & block(v.image_start, v.image)
   # A turn ends with the document or with the turn of the other.
   out_BV |= at(TEXT, LAST) & (is_(vocab_lib.EOS) | is_(vocab_lib.USER))
@@ -112,7 +114,7 @@ def allowed(g: Grammar, left_B: jax.Array, layout: Layout) -> jax.Array:
 def place(g: Grammar, main_B: jax.Array, layout: Layout) -> tuple[jax.Array, jax.Array]:
   """Modality [B] and position numbers [B, 3] of the main tokens about to be written."""
   image_B = g.phase_B == IMAGE
-  sound_B = (g.phase_B == SPEECH) | (g.phase_B == TAIL)
+  sound_B = (g.phase_B == SPEECH) | (g.phase_B == TAIL) | (g.phase_B == DUPLEX)
   if not layout.acoustic_delay:
     sound_B &= main_B != vocab_lib.AUDIO_END
   modality_B = jnp.where(image_B, vocab_lib.IMAGE,
@@ -126,7 +128,7 @@ def place(g: Grammar, main_B: jax.Array, layout: Layout) -> tuple[jax.Array, jax
 
 def live(g: Grammar, main_B: jax.Array, layout: Layout) -> tuple[jax.Array, jax.Array]:
   """Whether the frame of the token about to be written has a first code, and acoustic codes."""
-  speech_B, tail_B = g.phase_B == SPEECH, g.phase_B == TAIL
+  speech_B, tail_B = (g.phase_B == SPEECH) | (g.phase_B == DUPLEX), g.phase_B == TAIL
   ends_B = main_B == vocab_lib.AUDIO_END
   first_B = speech_B & ~ends_B & (g.count_B >= layout.text_delay)
   acoustic_B = (speech_B | tail_B) & (g.count_B >= layout.text_delay + layout.acoustic_delay)
@@ -164,7 +166,7 @@ def advance(g: Grammar, main_B: jax.Array, layout: Layout) -> Grammar:
   passed_B = jnp.where(image_B, jnp.where(whole_B, jnp.maximum(g.rows_B, g.cols_B), 0), 1)
   return dataclasses.replace(
     g, phase_B=new_B, number_B=g.number_B + passed_B, rows_B=rows_B, cols_B=cols_B,
-    count_B=jnp.where(image_B | speech_B | tail_B, count_B, 0))
+    count_B=jnp.where(image_B | speech_B | tail_B | (phase_B == DUPLEX), count_B, 0))
 
 
 def drawn(before: Grammar, after: Grammar) -> jax.Array:

@@ -1,8 +1,8 @@
 """Prompts into the cache, and one step of generation. Start reading here.
 
-A step takes the hidden state of the last position of every row, draws the next main token under
-the grammar, lets the depth transformer write the codes of its frame if it has one, and runs the
-trunk on the new position. `run` repeats it inside one jitted loop. All shapes are static.
+A step runs the trunk on the position that was drawn last, with what is heard meanwhile, and draws
+the next one: its main token under the grammar, and, if it has a frame, the codes that the depth
+transformer writes. `run` repeats it inside one jitted loop. All shapes are static.
 
 B rows  T <= S new positions of a piece  S positions of the cache  V vocabulary  D embed
 Q codebooks  G = 2Q  K kinds of token  N steps
@@ -15,9 +15,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from omnijax import vocab as vocab_lib
 from omnijax.generate import grammar, sample
 from omnijax.generate.cache import State
 from omnijax.generate.grammar import Grammar, Layout
+from omnijax.kernels.attention import Lengths
 from omnijax.model.transformer import Omni
 
 FRAME = "frame"  # names, in compiled programs, what runs only where somebody speaks
@@ -33,19 +35,38 @@ class Piece(NamedTuple):
   count_B: jax.Array
 
 
+class Next(NamedTuple):
+  """The position that each row stands before: written, but not in the cache yet."""
+
+  main_B: jax.Array
+  modality_B: jax.Array
+  position_B3: jax.Array
+  frames_BG: jax.Array
+  takes_B: jax.Array  # whether there is one
+
+
 @functools.partial(jax.tree_util.register_dataclass, data_fields=[
-  "grammar", "written_B", "limit_B", "row_B", "key", "setting_K3", "guidance"], meta_fields=[])
+  "grammar", "next", "written_B", "limit_B", "key_B", "setting_BK3", "guidance_B"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Turn:
   """What each row is asked to write, and how far it is."""
 
   grammar: Grammar
+  next: Next
   written_B: jax.Array  # positions written in this turn
   limit_B: jax.Array  # most positions of the turn, its end included
-  row_B: jax.Array  # number of the row's random stream
-  key: jax.Array  # random key of the turn
-  setting_K3: jax.Array  # see sample.Sampling.table
-  guidance: jax.Array  # weight of classifier-free guidance
+  key_B: jax.Array  # of the row's random stream, uint32 [B, 2]
+  setting_BK3: jax.Array  # see sample.Sampling.table
+  # Weight of classifier-free guidance; 0 is a row that has no other beside it.
+  guidance_B: jax.Array
+
+
+class Heard(NamedTuple):
+  """Of rows in a dialogue, while they speak or are silent."""
+
+  codes_BQ: jax.Array  # of what is heard during the position before which a row stands
+  quiet_B: jax.Array  # bool: writes nothing but silence, whatever it would like to say
+  silence_Q: jax.Array  # codes of silence
 
 
 class Written(NamedTuple):
@@ -58,22 +79,23 @@ class Written(NamedTuple):
   wrote_B: jax.Array
 
 
+def keys(seed: int, first: int, rows: int) -> jax.Array:
+  """The random streams of rows: those of one seed and number are the same wherever they are."""
+  one = jax.random.key(seed)
+  return jax.random.key_data(jax.vmap(lambda i: jax.random.fold_in(one, i))(
+    first + jnp.arange(rows)))
+
+
 @functools.partial(jax.jit, donate_argnames="state")
 def prefill(model: Omni, state: State, piece: Piece) -> State:
   """Appends a piece of prompt to each row; prompts of any length are pieces of one length."""
   x_BTD = model.embed.at_once(piece.main_BT, piece.modality_BT, piece.frames_BTG)
-  hidden_BTD, state = _trunk(model, state, x_BTD, piece.position_BT3, piece.modality_BT,
-                             state.length_B)
-  last_B = jnp.maximum(piece.count_B - 1, 0)
-  pick = jax.vmap(lambda x_TD, i: jax.lax.dynamic_index_in_dim(x_TD, i, 0, keepdims=False))
-  some_B1 = (piece.count_B > 0)[:, None]
-  hidden_BD = jnp.where(some_B1, pick(hidden_BTD, last_B), state.hidden_BD)
-  return dataclasses.replace(state, hidden_BD=hidden_BD, length_B=state.length_B + piece.count_B)
+  return _trunk(model, state, x_BTD, piece.position_BT3, piece.modality_BT, piece.count_B)[1]
 
 
-def step(model: Omni, state: State, turn: Turn, *, layout: Layout, guided: bool
-         ) -> tuple[State, Turn, Written]:
-  """Writes the next position of every row that is not done.
+def step(model: Omni, state: State, turn: Turn, active_B: jax.Array, heard: Heard | None = None, *,
+         layout: Layout, guided: bool) -> tuple[State, Turn, Written]:
+  """Takes the position that every active row stands before, and writes the next.
 
   The token that ends a turn is drawn but not written, so that another turn can follow.
 
@@ -81,40 +103,53 @@ def step(model: Omni, state: State, turn: Turn, *, layout: Layout, guided: bool
     model: the weights.
     state: the streams so far.
     turn: what is asked of each row.
+    active_B: bool; other rows stay as they are.
+    heard: where somebody else is heard meanwhile.
     layout: vocabulary and delays.
-    guided: rows 2i + 1 are rows 2i without what they are conditioned on (classifier-free
-      guidance, Ho and Salimans, 2022): of what rows 2i write, they take the images alone.
+    guided: rows 2i + 1 that have a guidance are rows 2i without what they are conditioned on
+      (classifier-free guidance, Ho and Salimans, 2022): of what rows 2i write, they take the
+      images alone.
   """
-  g = turn.grammar
-  logits_BV = model.logits(state.hidden_BD[:, None])[:, 0]
-  logits_BV = jax.reshard(logits_BV, model.rules("batch", None))
-  hidden_BD = state.hidden_BD
+  now, g, Q = turn.next, turn.grammar, layout.vocab.codebooks
+  frames_BG = now.frames_BG
+  if heard is not None:
+    listens_B1 = (active_B & (g.phase_B == grammar.DUPLEX))[:, None]
+    frames_BG = jnp.concatenate([
+      frames_BG[:, :Q], jnp.where(listens_B1, heard.codes_BQ, frames_BG[:, Q:])], 1)
+  one = lambda x: x[:, None]
+  x_B1D = model.embed.at_once(*map(one, (now.main_B, now.modality_B, frames_BG)))
+  hidden_B1D, state = _trunk(model, state, x_B1D, one(now.position_B3), one(now.modality_B),
+                             (now.takes_B & active_B).astype(jnp.int32))
+  hidden_BD = hidden_B1D[:, 0]
+  logits_BV = jax.reshard(model.logits(hidden_B1D)[:, 0], model.rules("batch", None))
   if guided:
-    logits_BV = _guide(logits_BV, g, turn.guidance)
-    hidden_BD = _pairs(hidden_BD, lambda pair: pair[:, :1])
-  key_B = jax.vmap(lambda row, n: jax.random.fold_in(jax.random.fold_in(turn.key, row), n))(
-    turn.row_B, turn.written_B)
+    logits_BV = _guide(logits_BV, g, turn.guidance_B)
+    hidden_BD = _pairs(turn.guidance_B, hidden_BD, lambda pair: pair[:, :1])
+  key_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(turn.key_B), turn.written_B)
   allowed_BV = grammar.allowed(g, turn.limit_B - turn.written_B, layout)
   kind_B = jnp.where(g.phase_B == grammar.IMAGE, sample.IMAGE, sample.TEXT)
   main_B = sample.draw(key_B, logits_BV, allowed_BV, _setting(turn, kind_B))
+  if heard is not None:
+    main_B = jnp.where(heard.quiet_B, vocab_lib.PAD, main_B)
 
   after = grammar.advance(g, main_B, layout)
   modality_B, position_B3 = grammar.place(g, main_B, layout)
-  codes_BQ = _codes(model, hidden_BD, main_B, key_B, turn, layout)
-  frames_BG = jnp.concatenate([codes_BQ, jnp.full_like(codes_BQ, layout.vocab.no_code)], 1)
-  wrote_B = (g.phase_B != grammar.DONE) & (after.phase_B != grammar.DONE)
+  codes_BQ = _codes(model, hidden_BD, main_B, key_B, turn, active_B, layout)
+  if heard is not None:
+    quiet_BQ = heard.quiet_B[:, None] & (codes_BQ != layout.vocab.no_code)
+    codes_BQ = jnp.where(quiet_BQ, heard.silence_Q[None], codes_BQ)
+  wrote_B = active_B & (g.phase_B != grammar.DONE) & (after.phase_B != grammar.DONE)
   takes_B = wrote_B
   if guided:
-    takes_B &= grammar.drawn(g, after) | (jnp.arange(len(main_B)) % 2 == 0)
+    first_B = jnp.arange(len(main_B)) % 2 == 0
+    takes_B &= (turn.guidance_B == 0) | first_B | grammar.drawn(g, after)
     after = dataclasses.replace(after, number_B=jnp.where(takes_B, after.number_B, g.number_B))
-  x_B1D = model.embed.at_once(main_B[:, None], modality_B[:, None], frames_BG[:, None])
-  # Rows that take nothing write past the end of the cache, where writes are dropped.
-  at_B = jnp.where(takes_B, state.length_B, state.positions)
-  hidden_B1D, state = _trunk(model, state, x_B1D, position_B3[:, None], modality_B[:, None], at_B)
-  state = dataclasses.replace(
-    state, length_B=state.length_B + takes_B,
-    hidden_BD=jnp.where(takes_B[:, None], hidden_B1D[:, 0], state.hidden_BD))
-  turn = dataclasses.replace(turn, grammar=after, written_B=turn.written_B + wrote_B)
+  nothing_BQ = jnp.full_like(codes_BQ, layout.vocab.no_code)
+  then = Next(main_B, modality_B, position_B3, jnp.concatenate([codes_BQ, nothing_BQ], 1), takes_B)
+  stays = lambda new, old: jnp.where(active_B.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+  turn = dataclasses.replace(turn, grammar=jax.tree.map(stays, after, g),
+                             next=jax.tree.map(stays, then, now),
+                             written_B=turn.written_B + wrote_B)
   return state, turn, Written(main_B, modality_B, position_B3, codes_BQ, wrote_B)
 
 
@@ -126,7 +161,10 @@ def run(model: Omni, state: State, turn: Turn, *, layout: Layout, guided: bool
   Returns:
     The state, the turn, and what was written, with a leading dim of N = S steps.
   """
-  take = lambda state, turn: step(model, state, turn, layout=layout, guided=guided)
+  def take(state: State, turn: Turn) -> tuple[State, Turn, Written]:
+    active_B = turn.grammar.phase_B != grammar.DONE
+    return step(model, state, turn, active_B, layout=layout, guided=guided)
+
   shapes = jax.eval_shape(take, state, turn)[2]
   N = state.positions
   record = lambda x: jnp.zeros((N, *x.shape), x.dtype,
@@ -148,20 +186,22 @@ def run(model: Omni, state: State, turn: Turn, *, layout: Layout, guided: bool
 
 
 def _trunk(model: Omni, state: State, x_BTD: jax.Array, position_BT3: jax.Array,
-           modality_BT: jax.Array, length_B: jax.Array) -> tuple[jax.Array, State]:
+           modality_BT: jax.Array, count_B: jax.Array) -> tuple[jax.Array, State]:
   """The trunk against the cache: a query sees its row's positions up to itself."""
   segment_BT = jnp.ones_like(position_BT3[..., 0])
+  at = Lengths(state.length_B, state.high_B, count_B)
   hidden_BTD, cache, _ = model.trunk(x_BTD, position_BT3, segment_BT, modality_BT,
-                                     cache=state.cache, length_B=length_B)
+                                     cache=state.cache, at=at)
   assert cache is not None
-  return hidden_BTD, dataclasses.replace(state, cache=cache)
+  length_B = state.length_B + count_B
+  return hidden_BTD, State(cache, length_B, jnp.maximum(state.high_B, length_B))
 
 
 def _codes(model: Omni, hidden_BD: jax.Array, main_B: jax.Array, key_B: jax.Array, turn: Turn,
-           layout: Layout) -> jax.Array:
+           active_B: jax.Array, layout: Layout) -> jax.Array:
   """Codes [B, Q] of the frames of the new positions; "no code" where there is none."""
   no_code = layout.vocab.no_code
-  first_B, acoustic_B = grammar.live(turn.grammar, main_B, layout)
+  first_B, acoustic_B = (x & active_B for x in grammar.live(turn.grammar, main_B, layout))
 
   def choose(q: jax.Array, logits_BC: jax.Array) -> jax.Array:
     logits_BC = jax.reshard(logits_BC, model.rules("batch", None))
@@ -185,20 +225,22 @@ def _codes(model: Omni, hidden_BD: jax.Array, main_B: jax.Array, key_B: jax.Arra
 
 def _setting(turn: Turn, kind_B: jax.Array) -> jax.Array:
   """The sampling settings [B, 3] of each row's kind of token."""
-  hit_BK = kind_B[:, None] == jnp.arange(turn.setting_K3.shape[0])[None]
+  hit_BK = kind_B[:, None] == jnp.arange(turn.setting_BK3.shape[1])[None]
   # A matmul keeps the sharding of the rows also where there is only one of them.
-  return jnp.einsum("bk,ks->bs", hit_BK.astype(jnp.float32), turn.setting_K3,
+  return jnp.einsum("bk,bks->bs", hit_BK.astype(jnp.float32), turn.setting_BK3,
                     precision=jax.lax.Precision.HIGHEST)
 
 
-def _pairs(x: jax.Array, act) -> jax.Array:
-  """Applies a function of [B / 2, 2, ...] to rows in pairs; both get the result."""
+def _pairs(guidance_B: jax.Array, x: jax.Array, act) -> jax.Array:
+  """Applies a function of [B / 2, 2, ...] to rows in pairs; both get the result if guided."""
   pair = x.reshape(x.shape[0] // 2, 2, *x.shape[1:])
-  return (jnp.zeros_like(pair) + act(pair)).reshape(x.shape)
+  both = (jnp.zeros_like(pair) + act(pair)).reshape(x.shape)
+  return jnp.where((guidance_B > 0)[:, None], both, x)
 
 
-def _guide(logits_BV: jax.Array, g: Grammar, weight: jax.Array) -> jax.Array:
+def _guide(logits_BV: jax.Array, g: Grammar, guidance_B: jax.Array) -> jax.Array:
   """Both rows of a pair get u + weight * (c - u) for image codes, c for all else."""
-  mixed_BV = _pairs(logits_BV, lambda p: p[:, 1:] + weight * (p[:, :1] - p[:, 1:]))
-  given_BV = _pairs(logits_BV, lambda p: p[:, :1])
+  weight = guidance_B.reshape(-1, 2)[:, :1, None]
+  mixed_BV = _pairs(guidance_B, logits_BV, lambda p: p[:, 1:] + weight * (p[:, :1] - p[:, 1:]))
+  given_BV = _pairs(guidance_B, logits_BV, lambda p: p[:, :1])
   return jnp.where((g.phase_B == grammar.IMAGE)[:, None], mixed_BV, given_BV)

@@ -6,7 +6,7 @@ H head dim
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,8 @@ _INTERPRET = False  # for tests: the TPU's kernel in plain operations
 
 
 def rows(q_BSNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segment_BS: jax.Array, *,
-         order_S: np.ndarray, blocks: tuple[int, int], documents: int = 0) -> jax.Array:
+         order_S: np.ndarray, blocks: tuple[int, int], documents: int = 0, window: int = 0
+         ) -> jax.Array:
   """Attention of packed rows: each position to those before it in its segment.
 
   B and heads may be sharded; and S, too: then keys and values are gathered, and each device works
@@ -37,6 +38,7 @@ def rows(q_BSNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segment_BS: ja
     order_S: the place in the row of each position, as S is laid out over devices.
     blocks: queries and keys that the kernel of a TPU holds at once.
     documents: most of a row that a GPU's kernel may count on; 0 is any number.
+    window: positions that each sees, itself included; 0 is all before it.
 
   Returns:
     [B, S, N, H] in the type of q.
@@ -48,20 +50,22 @@ def rows(q_BSNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segment_BS: ja
   place_S = np.argsort(order_S)
   kernel: Any = jax.reshard(jnp.asarray(order_S), jax.P(seq))
   spec: Any = jax.P(seq)
-  local: Callable[..., jax.Array] = _chunked
-  if compiler.platform() == "tpu" or _INTERPRET:
+  local: Callable[..., jax.Array] = functools.partial(_chunked, window)
+  splash = compiler.platform() == "tpu" or _INTERPRET
+  if splash:
     ways = lambda axis: mesh.shape[axis] if axis else 1
-    kernel = _splash_kernel(order_S, q_BSNH.shape[2] // ways(heads), ways(seq), blocks)
+    kernel = _splash_kernel(order_S, q_BSNH.shape[2] // ways(heads), ways(seq), blocks,
+                            window)
     spec = kernel.manual_sharding_spec(jax.NamedSharding(mesh, jax.P(None, seq)))
     kernel, local = jax.tree.map(jax.reshard, kernel, spec), _splash
-  elif compiler.platform() == "gpu" and not seq and cudnn.usable(q_BSNH):
+  elif compiler.platform() == "gpu" and not seq and not window and cudnn.usable(q_BSNH):
     local = functools.partial(_packed, documents)
 
   # Nothing is summed over devices in it, so there is nothing to check; the kernel can't be.
   @functools.partial(jax.shard_map, in_specs=(spec, wide, wide, wide, at), out_specs=wide,
                      check_vma=False)
   def run(kernel, *args):
-    if local is not _splash:
+    if not splash:
       return some(kernel, *args)
     # One row after the other: what the gradient of one needs meanwhile is there once.
     return jnp.concatenate([some(kernel, *(x[b : b + 1] for x in args))
@@ -77,7 +81,8 @@ def rows(q_BSNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segment_BS: ja
   return run(kernel, q_BSNH, k_BSKH, v_BSKH, segment_BS)
 
 
-def _splash_kernel(order_S: np.ndarray, heads: int, ways: int, blocks: tuple[int, int]) -> Any:
+def _splash_kernel(order_S: np.ndarray, heads: int, ways: int, blocks: tuple[int, int],
+                   window: int) -> Any:
   """The TPU's block-sparse kernel (splash attention, of jax) for queries in this order."""
   from jax.experimental.pallas.ops.tpu import splash_attention as splash
   S = len(order_S)
@@ -92,7 +97,7 @@ def _splash_kernel(order_S: np.ndarray, heads: int, ways: int, blocks: tuple[int
   sizes = splash.BlockSizes(
     block_q=q, block_kv=k, block_kv_compute=min(k, 512), block_q_dkv=q, block_kv_dkv=wide,
     block_kv_dkv_compute=min(k, 512), use_fused_bwd_kernel=True)
-  mask = splash.CausalMask((S, S))
+  mask = splash.LocalMask((S, S), (window - 1, 0), 0) if window else splash.CausalMask((S, S))
   mask.q_sequence = order_S
   return splash.make_splash_mha(splash.MultiHeadMask([mask] * heads), block_sizes=sizes,
                                 head_shards=1, q_seq_shards=ways, residual_checkpoint_name=SAVED,
@@ -124,7 +129,7 @@ def _packed(documents: int, index_S: jax.Array, q_BSNH: jax.Array, k_BSKH: jax.A
 def _whole(segment_BS: jax.Array, q_BSNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array
            ) -> jax.Array:
   index_S = jnp.arange(q_BSNH.shape[1])
-  return _chunked(index_S, q_BSNH, k_BSKH, v_BSKH, segment_BS, segment_BS)
+  return _chunked(0, index_S, q_BSNH, k_BSKH, v_BSKH, segment_BS, segment_BS)
 
 
 @jax.custom_vjp
@@ -144,8 +149,8 @@ def _kernel_backward(vjp: Any, slope: jax.Array) -> tuple[Any, ...]:
 _kernel.defvjp(_kernel_forward, _kernel_backward)
 
 
-def _chunked(index_T: jax.Array, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array,
-             segment_BT: jax.Array, key_segment_BS: jax.Array) -> jax.Array:
+def _chunked(window: int, index_T: jax.Array, q_BTNH: jax.Array, k_BSKH: jax.Array,
+             v_BSKH: jax.Array, segment_BT: jax.Array, key_segment_BS: jax.Array) -> jax.Array:
   """Attention of one device's queries in plain operations, not quadratic in memory.
 
   Long rows are taken a chunk of queries at a time, whose scores are made again in the backward
@@ -155,7 +160,7 @@ def _chunked(index_T: jax.Array, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: j
   last_BT = jnp.broadcast_to(index_T[None], (B, T))
   chunks = -(-T // _CHUNK)
   if chunks == 1:
-    o_BTNH = _plain(q_BTNH, k_BSKH, v_BSKH, segment_BT, key_segment_BS, last_BT)
+    o_BTNH = _plain(q_BTNH, k_BSKH, v_BSKH, segment_BT, key_segment_BS, last_BT, window)
     return checkpoint_name(o_BTNH, SAVED)
 
   def split(x):
@@ -163,13 +168,13 @@ def _chunked(index_T: jax.Array, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: j
     return jnp.moveaxis(x.reshape(B, chunks, _CHUNK, *x.shape[2:]), 1, 0)
 
   one = jax.checkpoint(lambda part: _plain(part[0], k_BSKH, v_BSKH, part[1], key_segment_BS,
-                                           part[2]))
+                                           part[2], window))
   o_CBTNH = jax.lax.map(one, tuple(map(split, (q_BTNH, segment_BT, last_BT))))
   return checkpoint_name(jnp.moveaxis(o_CBTNH, 0, 1).reshape(B, -1, N, H)[:, :T], SAVED)
 
 
 def _plain(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segment_BT: jax.Array,
-           key_segment_BS: jax.Array, last_BT: jax.Array) -> jax.Array:
+           key_segment_BS: jax.Array, last_BT: jax.Array, window: int) -> jax.Array:
   """Softmax attention to keys of the same segment up to the last one, softmax in float32."""
   B, T, N, H = q_BTNH.shape
   S, K = k_BSKH.shape[1:3]
@@ -178,6 +183,8 @@ def _plain(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segment_BT: 
   k_BKSH, v_BKSH = jnp.moveaxis(k_BSKH, 1, 2), jnp.moveaxis(v_BSKH, 1, 2)
   s_BKMS = jnp.einsum("bkmh,bksh->bkms", q_BKMH, k_BKSH, preferred_element_type=jnp.float32)
   causal_BTS = jnp.arange(S)[None, None] <= last_BT[:, :, None]
+  if window:
+    causal_BTS &= jnp.arange(S)[None, None] > last_BT[:, :, None] - window
   same_BTS = segment_BT[:, :, None] == key_segment_BS[:, None]
   keep_B11TS = (causal_BTS & same_BTS)[:, None, None]
   s_BKGTS = jnp.where(keep_B11TS, lead(s_BKMS, G, T, S), MASKED)
@@ -212,8 +219,17 @@ def _by_head(q_BTNH: jax.Array, K: int) -> tuple[jax.Array, Callable[..., jax.Ar
   return lead(jnp.moveaxis(q_BTKGH, 1, 3), G * T, H), lead, back
 
 
-def cached(q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, new_k_BTKH: jax.Array,
-           new_v_BTKH: jax.Array, *, length_B: jax.Array) -> jax.Array:
+class Lengths(NamedTuple):
+  """Where each row of a cache of S positions is. The cache is a ring: position a lies at a % S."""
+
+  length_B: jax.Array  # positions so far
+  # Most that there ever were: what a later position wrote over is gone, also where a row went back.
+  high_B: jax.Array
+  count_B: jax.Array  # of the new positions that are given, how many are real, from the left
+
+
+def cached(q_BTNH: jax.Array, old: tuple[jax.Array, ...], new_k_BTKH: jax.Array,
+           new_v_BTKH: jax.Array, *, at: Lengths, window: int) -> jax.Array:
   """Attention of new positions [B, T, N, H] to those in a cache and to each other.
 
   The cache is only read: what is new is written for all layers at once afterwards, so that a step
@@ -221,64 +237,79 @@ def cached(q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, new_k_BTKH: 
 
   Args:
     q_BTNH: queries.
-    k_BKSH, v_BKSH: keys and values of the cache, heads leading.
+    old: keys and values [B, K, S, H] of the cache, heads leading; and, if those are of 8 bits, what
+      each is to be multiplied with [B, K, S, 1].
     new_k_BTKH, new_v_BTKH: those of the new positions, each seen by itself and later ones.
-    length_B: positions of each row that are in the cache.
+    at: how far the rows are.
+    window: positions that each sees, itself included; 0 is as many as the cache holds.
   """
   B, T, N, H = q_BTNH.shape
+  k_BKSH, v_BKSH, *scales = old
   K, S = k_BKSH.shape[1:3]
-  G = N // K
+  G, window = N // K, window or S
   q_BKMH, lead, back = _by_head(q_BTNH, K)
+  k_scale, v_scale = [jnp.moveaxis(x, 3, 2) for x in scales] or (None, None)  # [B, K, 1, S]
   new_k_BKTH, new_v_BKTH = jnp.moveaxis(new_k_BTKH, 1, 2), jnp.moveaxis(new_v_BTKH, 1, 2)
-  score = lambda k: jnp.einsum("bkmh,bksh->bkms", q_BKMH, k, preferred_element_type=jnp.float32)
-  old_BKMS = jnp.where((jnp.arange(S)[None] < length_B[:, None])[:, None, None], score(k_BKSH),
-                       MASKED)
-  causal_TT = jnp.tril(jnp.ones((T, T), bool))[None, None, None]
+  score = lambda k: jnp.einsum("bkmh,bksh->bkms", q_BKMH, k.astype(q_BKMH.dtype),
+                               preferred_element_type=jnp.float32)
+  last_B1 = at.length_B[:, None] - 1
+  place_BS = last_B1 - (last_B1 - jnp.arange(S)[None]) % S  # which position lies where
+  there_BS = place_BS >= jnp.maximum(at.high_B - S, 0)[:, None]
+  own_BT = at.length_B[:, None] + jnp.arange(T)[None]
+  seen_BTS = there_BS[:, None] & (place_BS[:, None] > own_BT[:, :, None] - window)
+  old_BKMS = score(k_BKSH) if k_scale is None else score(k_BKSH) * k_scale
+  old_BKMS = lead(jnp.where(seen_BTS[:, None, None], lead(old_BKMS, G, T, S), MASKED), G * T, S)
+  ones_TT = jnp.ones((T, T), bool)
+  causal_TT = (jnp.tril(ones_TT) & ~jnp.tril(ones_TT, -window))[None, None, None]
   new_BKMT = lead(jnp.where(causal_TT, lead(score(new_k_BKTH), G, T, T), MASKED), G * T, T)
   most_BKM1 = jnp.maximum(jnp.max(old_BKMS, -1, keepdims=True),
                           jnp.max(new_BKMT, -1, keepdims=True))
   total_BKM1, o_BKMH = jnp.float32(0), jnp.float32(0)
-  for s_BKMS, values in ((old_BKMS, v_BKSH), (new_BKMT, new_v_BKTH)):
+  for s_BKMS, values, scale in ((old_BKMS, v_BKSH, v_scale), (new_BKMT, new_v_BKTH, None)):
     e_BKMS = jnp.exp(s_BKMS - most_BKM1)
     total_BKM1 += jnp.sum(e_BKMS, -1, keepdims=True)
-    o_BKMH += jnp.einsum("bkms,bksh->bkmh", e_BKMS.astype(values.dtype), values,
-                         preferred_element_type=jnp.float32)
+    e_BKMS = e_BKMS if scale is None else e_BKMS * scale
+    o_BKMH += jnp.einsum("bkms,bksh->bkmh", e_BKMS.astype(q_BTNH.dtype),
+                         values.astype(q_BTNH.dtype), preferred_element_type=jnp.float32)
   return back(lead(o_BKMH / total_BKM1, G, T, H))
 
 
-def append(cache_LBKSH: jax.Array, new_LBTKH: jax.Array, length_B: jax.Array) -> jax.Array:
+def append(cache_LBKSH: jax.Array, new_LBTKH: jax.Array, at: Lengths) -> jax.Array:
   """The cache of all layers with new positions after those of each row, written in place.
 
-  Those that find no room are dropped. Row by row: a scatter makes a TPU copy all of the cache to
-  another layout and back.
+  Row by row: a scatter makes a TPU copy all of the cache to another layout and back.
 
   Args:
     cache_LBKSH: keys, or values.
     new_LBTKH: those of the new positions, T <= S.
-    length_B: positions of each row that are in the cache.
+    at: how far the rows are, and how many of the new positions are real.
   """
-  at, new_at = jax.typeof(cache_LBKSH).sharding.spec, jax.typeof(new_LBTKH).sharding.spec
-  rows = jax.typeof(length_B).sharding.spec
+  like, new_like = jax.typeof(cache_LBKSH).sharding.spec, jax.typeof(new_LBTKH).sharding.spec
+  rows = jax.typeof(at.length_B).sharding.spec
 
-  @functools.partial(jax.shard_map, in_specs=(at, new_at, rows), out_specs=at, check_vma=False)
-  def local(cache_LBKSH, new_LBTKH, length_B):
+  @functools.partial(jax.shard_map, in_specs=(like, new_like, rows, rows), out_specs=like,
+                     check_vma=False)
+  def local(cache_LBKSH, new_LBTKH, length_B, count_B):
     new_LBKTH = jnp.moveaxis(new_LBTKH, 2, 3).astype(cache_LBKSH.dtype)
     L, B, K, T, H = new_LBKTH.shape
     S = cache_LBKSH.shape[3]
 
     def write(b, cache_LBKSH):
-      # At the end the window begins earlier, and what is new moves towards its end and out.
-      first = jnp.minimum(length_B[b], S - T)
-      late = length_B[b] - first
-      zero = jnp.zeros_like(first)
-      where = (zero, b.astype(first.dtype), zero, first, zero)
-      old_L1KTH = jax.lax.dynamic_slice(cache_LBKSH, where, (L, 1, K, T, H))
+      begin = length_B[b] % S
       new_L1KTH = jax.lax.dynamic_slice_in_dim(new_LBKTH, b, 1, 1)
-      fresh_T = jnp.arange(T) >= late
-      kept_L1KTH = jnp.where(fresh_T[None, None, None, :, None], jnp.roll(new_L1KTH, late, 3),
-                             old_L1KTH)
-      return jax.lax.dynamic_update_slice(cache_LBKSH, kept_L1KTH, where)
+      # Windows of T: one at the end begins earlier, and what finds no room goes on at the start.
+      for wraps in (False, True) if T > 1 else (False,):
+        first = jnp.zeros_like(begin) if wraps else jnp.minimum(begin, S - T)
+        zero = jnp.zeros_like(first)
+        where = (zero, b.astype(first.dtype), zero, first, zero)
+        old_L1KTH = jax.lax.dynamic_slice(cache_LBKSH, where, (L, 1, K, T, H))
+        place_T = first + jnp.arange(T)
+        fresh_T = ((place_T < begin) == wraps) & ((place_T - begin) % S < count_B[b])
+        moved_L1KTH = jnp.roll(new_L1KTH, begin - first - S * wraps, 3)
+        kept_L1KTH = jnp.where(fresh_T[None, None, None, :, None], moved_L1KTH, old_L1KTH)
+        cache_LBKSH = jax.lax.dynamic_update_slice(cache_LBKSH, kept_L1KTH, where)
+      return cache_LBKSH
 
     return jax.lax.fori_loop(0, B, write, cache_LBKSH)
 
-  return local(cache_LBKSH, new_LBTKH, length_B)
+  return local(cache_LBKSH, new_LBTKH, at.length_B, at.count_B)

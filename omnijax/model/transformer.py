@@ -83,7 +83,7 @@ class Omni(nnx.Module):
     self.depth = Depth(cfg, vocab, rules, rngs=rngs)
 
   def trunk(self, x_BTD: jax.Array, position_BT3: jax.Array, segment_BT: jax.Array,
-            modality_BT: jax.Array, *, length_B: jax.Array | None = None,
+            modality_BT: jax.Array, *, at: kernels.Lengths | None = None,
             cache: Cache | None = None) -> tuple[jax.Array, Cache | None, jax.Array]:
     """Normalised hidden states [B, T, D], of whole rows or of steps against a cache.
 
@@ -92,7 +92,7 @@ class Omni(nnx.Module):
       position_BT3: time, row and column of each position.
       segment_BT: 0 is padding; positions see only their own segment.
       modality_BT: for the router of experts.
-      length_B: with a cache, the positions of each row in it; new ones are written after them.
+      at: with a cache, where each row is in it; new positions are written after that.
       cache: leaves [L, B, K, S, H], or None.
 
     Returns:
@@ -101,7 +101,7 @@ class Omni(nnx.Module):
     cfg = self.cfg
     cos, sin = rope.angles(position_BT3, cfg.head_dim, cfg.rope_theta, cfg.rope_split)
     order_T = self.rules.order(x_BTD.shape[1]) if cache is None else None
-    ctx = Context(cos, sin, segment_BT, modality_BT, order_T, length_B)
+    ctx = Context(cos, sin, segment_BT, modality_BT, order_T, at)
 
     def body(x_BTD, layer):
       block, layer_cache = layer
@@ -113,9 +113,8 @@ class Omni(nnx.Module):
       body = jax.checkpoint(body, policy=_kept(cfg))
     x_BTD, (new, balance_L) = jax.lax.scan(body, x_BTD, (self.blocks, cache), unroll=cfg.unroll)
     if cache is not None:
-      assert length_B is not None
-      cache = Cache(*(kernels.append(old, x, length_B)
-                      for old, x in zip(cache, new, strict=True)))
+      assert at is not None
+      cache = cache.append(new, at)
     return rms_norm(x_BTD, self.gain_D[...], cfg.norm_eps), cache, jnp.mean(balance_L)
 
   def hidden(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:

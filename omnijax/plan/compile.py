@@ -121,9 +121,13 @@ def streams(run: config_lib.Run, vocab: vocab_lib.Vocab
     kinds = typing.get_type_hints(grammar.Grammar)
     flags = {"draws_B", "speaks_B", "once_B"}
     g = grammar.Grammar(**{k: number_B > 0 if k in flags else number_B for k in kinds})
+    wide = lambda *dims, dtype=jnp.int32: jnp.zeros(
+      (rows, *dims), dtype, out_sharding=sharding.RULES("batch", *[None] * len(dims)))
+    then = generate_step.Next(number_B, number_B, wide(3), wide(2 * vocab.codebooks), number_B == 0)
     turn = generate_step.Turn(
-      grammar=g, written_B=number_B, limit_B=number_B, row_B=number_B, key=jax.random.key(0),
-      setting_K3=jnp.asarray(Sampling().table(), jnp.float32), guidance=jnp.float32(1))
+      grammar=g, next=then, written_B=number_B, limit_B=number_B, key_B=wide(2, dtype=jnp.uint32),
+      setting_BK3=wide(*np.shape(Sampling().table()), dtype=jnp.float32),
+      guidance_B=wide(dtype=jnp.float32))
     return model, state, turn
 
   def leaf(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

@@ -13,6 +13,7 @@ from omnijax import vocab as vl
 from omnijax.data import documents
 from omnijax.generate import engine, grammar, parse, step
 from omnijax.generate.grammar import Layout
+from omnijax.generate.sample import GREEDY
 
 VOCAB = vl.Vocab(text=30, image=20, audio=9, codebooks=2)
 LAYOUTS = [Layout(VOCAB, 0, 1), Layout(VOCAB, 2, 0), Layout(VOCAB, 1, 3)]
@@ -41,10 +42,10 @@ def simulate(layout: Layout, goals: list[engine.Goal], seed: int, start: int = 7
   data = _data(layout)
   probe = object.__new__(engine.Engine)
   probe.layout = layout
-  empty = documents.render([], documents.PLAIN, False, data, VOCAB)
+  empty = documents.render([], documents.PLAIN, False, data, VOCAB)  # BOS and EOS
   prompt = dataclasses.replace(empty, position=empty.position + start)
   limits = [g.positions(layout, room=60) for g in goals]
-  turn = probe._turn([prompt] * len(goals), goals, limits, len(goals), 1, 0)
+  turn = probe._turn([prompt] * len(goals), goals, limits, len(goals), 1, 0, GREEDY, 0, 1.0)
   g = grammar.Grammar(**{k: jnp.asarray(v) for k, v in turn["grammar"].items()})
   written_B, limit_B, records = np.zeros(len(goals), np.int32), np.array(limits), []
   # Control tokens would drown among the text, or text among them: each row has favourites.

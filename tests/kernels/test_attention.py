@@ -23,9 +23,10 @@ def inputs():
   return q, k, v, segment
 
 
-def plain(q, k, v, segment):
+def plain(q, k, v, segment, window=S):
   s = jnp.einsum("btkgh,bskh->bkgts", q.reshape(B, S, K, N // K, H), k) * H**-0.5
   keep = (segment[:, :, None] == segment[:, None]) & np.tril(np.ones((S, S), bool))[None]
+  keep &= ~np.tril(np.ones((S, S), bool), -window)[None]
   p = jax.nn.softmax(jnp.where(keep[:, None, None], s, -1e30), -1)
   return jnp.einsum("bkgts,bskh->btkgh", p, v).reshape(B, S, N, H)
 
@@ -40,14 +41,17 @@ def score(f):
 
 @pytest.fixture(scope="module")
 def want():
-  return jax.device_get(score(plain)(*inputs()))
+  return {w: jax.device_get(score(functools.partial(plain, window=w or S))(*inputs()))
+          for w in (0, 37)}
 
 
 @pytest.mark.parametrize("kernel", ["plain", "tpu", "gpu", "gpu, any documents",
                                     "gpu, too many"])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (2, 1, 1, 1, 2), (1, 1, 2, 1, 1),
                                    (1, 1, 2, 1, 2), (1, 1, 4, 1, 2)])
-def test_rows_on_every_layout(kernel, shape, want, monkeypatch):
+@pytest.mark.parametrize("window", [0, 37])
+def test_rows_on_every_layout(kernel, shape, window, want, monkeypatch):
+  want = want[window]
   monkeypatch.setattr(attention, "_INTERPRET", kernel == "tpu")
   monkeypatch.setattr(attention, "_CHUNK", 200)
   if kernel.startswith("gpu"):
@@ -66,7 +70,7 @@ def test_rows_on_every_layout(kernel, shape, want, monkeypatch):
     q, k, v, segment = inputs()
     args = [*(put(x, wide) for x in (q, k, v)), put(segment, RULES("batch", "seq"))]
     rows = functools.partial(attention.rows, order_S=order, blocks=(128, 128),
-                             documents=32 if kernel == "gpu" else 0)
+                             documents=32 if kernel == "gpu" else 0, window=window)
     (total, out), grads = jax.device_get(score(rows)(*args))
   back = np.argsort(order)
   np.testing.assert_allclose(total, want[0][0], rtol=1e-4)
@@ -76,21 +80,23 @@ def test_rows_on_every_layout(kernel, shape, want, monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (2, 1, 1, 1, 2)])
-def test_what_is_new_is_appended_and_what_finds_no_room_dropped(shape):
-  L, T, room = 3, 4, 10
+@pytest.mark.parametrize("T", [1, 4])
+def test_what_is_new_is_appended_in_a_ring(shape, T):
+  L, room = 3, 10
   r = np.random.default_rng(0)
   mesh = jax.make_mesh(shape, AXES, (jax.sharding.AxisType.Explicit,) * 5,
                        devices=jax.devices()[: int(np.prod(shape))])
-  for lengths in ((0, 3), (6, 7), (9, 10)):  # with room for all, for one less, for one, for none
+  for lengths, counts in (((0, 3), (4, 2)), ((6, 7), (4, 4)), ((19, 12), (0, 1)), ((9, 8), (4, 3))):
     cache = r.normal(size=(L, B, K, room, H)).astype(np.float32)
     new = r.normal(size=(L, B, T, K, H)).astype(np.float32)
     want = cache.copy()
-    for b, length in enumerate(lengths):
-      some = new[:, b, : room - length].swapaxes(1, 2)
-      want[:, b, :, length : length + T] = some
+    for b, (length, count) in enumerate(zip(lengths, counts, strict=True)):
+      for t in range(min(count, T)):
+        want[:, b, :, (length + t) % room] = new[:, b, t]
     with jax.set_mesh(mesh):
       put = lambda x, *axes: jax.device_put(x, jax.NamedSharding(mesh, RULES(*axes)))
+      at = attention.Lengths(*(put(np.int32(x), "batch") for x in (lengths, lengths, counts)))
       got = jax.jit(attention.append)(
         put(cache, "layers", "batch", "kv_heads", None, None),
-        put(new, "layers", "batch", None, "kv_heads", None), put(np.int32(lengths), "batch"))
+        put(new, "layers", "batch", None, "kv_heads", None), at)
     np.testing.assert_array_equal(got, want)

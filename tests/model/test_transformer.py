@@ -13,6 +13,7 @@ from flax import nnx
 from omnijax import config, sharding
 from omnijax.kernels import attention
 from omnijax.model import layers, rope, transformer
+from omnijax.model.attention import Cache
 from omnijax.model.transformer import Omni
 
 _forward = jax.jit(lambda model, batch: model(batch))
@@ -111,28 +112,43 @@ def test_attention_against_numpy(mesh, monkeypatch):
         np.testing.assert_allclose(out[b, t, n], want, atol=1e-5)
 
 
-def test_attention_against_a_cache(mesh):
+@pytest.mark.parametrize(("window", "room", "int8"), [(0, 32, False), (6, 32, False),
+                                                       (6, 10, False), (0, 8, False),
+                                                       (6, 10, True)])
+def test_attention_against_a_ring(mesh, window, room, int8):
+  """Pieces of odd sizes, rows of different lengths, one of which goes back in between."""
   r = np.random.default_rng(0)
-  q, k, v = (r.normal(size=(2, 6, n, 4)).astype(np.float32) for n in (4, 2, 2))
-  whole = attention.rows(q, k, v, np.ones((2, 6), np.int32), order_S=np.arange(6), blocks=(8, 8))
-  lead = lambda x: np.moveaxis(np.pad(x[:, :4], ((0, 0), (0, 4), (0, 0), (0, 0)),
-                                      constant_values=9.0), 1, 2)
-  parts = attention.cached(q[:, 4:], lead(k), lead(v), k[:, 4:], v[:, 4:],
-                           length_B=np.array([4, 4]))
-  np.testing.assert_allclose(parts, whole[:, 4:], atol=1e-6)
-
-
-def test_a_cache_takes_what_it_has_room_for(mesh):
-  old = np.arange(1.0, 31.0, dtype=np.float32).reshape(1, 6, 1, 5, 1)
-  new = -np.arange(1.0, 13.0, dtype=np.float32).reshape(1, 6, 2, 1, 1)
-  length = np.array([0, 2, 3, 4, 5, 5], np.int32)
-  out = attention.append(jnp.asarray(old), jnp.asarray(new), jnp.asarray(length))
-  want = old.copy()
-  for b, n in enumerate(length):
-    for t in range(2):
-      if n + t < 5:
-        want[0, b, 0, n + t] = new[0, b, t]
-  np.testing.assert_array_equal(out, want)
+  L = 25
+  q, k, v = (r.normal(size=(2, L, n, 4)).astype(np.float32) for n in (4, 2, 2))
+  whole = attention.rows(q, k, v, np.ones((2, L), np.int32), order_S=np.arange(L), blocks=(8, 8),
+                         window=window or min(room, L))
+  shape = (1, 2, 2, room, 4)
+  old = Cache(jnp.zeros(shape), jnp.zeros(shape))
+  if int8:
+    ones = jnp.ones((*shape[:-1], 1))
+    old = Cache(*(x.astype(jnp.int8) for x in old[:2]), ones, ones)
+  n, high = np.zeros(2, int), np.zeros(2, int)
+  attend = jax.jit(functools.partial(attention.cached, window=window))
+  append = jax.jit(Cache.append)
+  took = lambda x, T: np.stack([np.pad(x[b, n[b] : n[b] + T], ((0, T), (0, 0), (0, 0)))[:T]
+                                for b in range(2)])
+  back = True
+  while (n < L).any():
+    T = int(r.choice([1, 4]))
+    count = np.minimum(r.integers(0, T + 1, 2), L - n)
+    at = attention.Lengths(*(jnp.asarray(x, jnp.int32) for x in (n, high, count)))
+    new = took(k, T), took(v, T)
+    layer = tuple(x[0] for x in old if x is not None)
+    got = attend(took(q, T), layer, *new, at=at)
+    for b in range(2):
+      span = slice(n[b], n[b] + count[b])
+      np.testing.assert_allclose(got[b, : count[b]], whole[b, span], atol=0.03 if int8 else 1e-5)
+    old = append(old, Cache(*(jnp.asarray(x)[None] for x in new)), at)
+    n = n + count
+    high = np.maximum(high, n)
+    if back and n[0] > 8 and room - (window or room) > 3:  # what it went back over is still in the ring
+      n[0], back = n[0] - 3, False
+  assert int8 == (old.k_scale_BKS1 is not None)
 
 
 def test_rotary_scores_depend_on_differences_on_each_axis():
