@@ -254,6 +254,9 @@ def _placed(part: sources.RawPart, text: encode.Text, frame_rate: float, frames:
             ) -> tuple[list[int], int]:
   """The pieces of timed words at the frames where they begin, else at the next free one.
 
+  In a dialogue, where answers are short and each frame counts, a piece that is nothing but the
+  space before a word is left out where a gap in time says as much.
+
   Returns:
     ids [T], `text.size` where there is none, and the number of pieces.
   """
@@ -262,7 +265,10 @@ def _placed(part: sources.RawPart, text: encode.Text, frame_rate: float, frames:
   free, count = 0, 0
   for i, (start, word) in enumerate(part.timed):
     pieces = text.encode(f" {word}" if i else word)
-    free = max(free, int(start * frame_rate))
+    begin = int(start * frame_rate)
+    if part.listen is not None and i and begin > free and pieces[:1] == text.encode(" "):
+      pieces = pieces[1:]
+    free = max(free, begin)
     if free + len(pieces) > frames:
       raise Bad("transcript does not fit", f"{part.value} has {frames} frames; {word!r} at "
                 f"{start:.2f} s would end at frame {free + len(pieces)}")

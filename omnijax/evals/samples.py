@@ -17,8 +17,8 @@ from omnijax.data import documents, fit
 from omnijax.data.prompts import Prompts
 from omnijax.data.records import Records
 from omnijax.generate import command, decode, parse
-from omnijax.generate.engine import Goal, To
 from omnijax.generate.sample import GREEDY
+from omnijax.generate.turns import Goal, To
 from omnijax.model.transformer import Omni
 
 EACH = 2  # samples of each modality

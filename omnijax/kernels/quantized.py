@@ -8,6 +8,7 @@ meshes the weights travel over `fsdp` as 8 bits, too.
 I inputs  O outputs
 """
 
+import dataclasses
 import functools
 from typing import Any, Literal
 
@@ -61,7 +62,34 @@ def _backward(kind: Kind, out: jax.P | None, kept: tuple[jax.Array, jax.Array], 
 product.defvjp(_forward, _backward)
 
 
-def _rounded(kind: Kind, x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["values", "unit"],
+                   meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Rounded:
+  """Weights at rest in 8 bits, which are made whole where they are used, in generation."""
+
+  values: jax.Array  # int8
+  unit: jax.Array  # float32, of each output
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.values.shape
+
+  def __getitem__(self, index: Any) -> "Rounded":
+    """As `param[...]` reads it."""
+    assert index is ...
+    return self
+
+  def astype(self, dtype: Any) -> jax.Array:
+    return (self.values * self.unit).astype(dtype)
+
+
+def rounded(w: jax.Array, dims: tuple[int, ...]) -> Rounded:
+  """Weights in 8 bits; dims: the inputs, over which an output has one unit."""
+  return Rounded(*_rounded("int8", w, dims))
+
+
+def _rounded(kind: Kind, x: jax.Array, axis: int | tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
   """x in units of which the largest number along an axis is the most, and those units."""
   dtype, most, _ = _TYPES[kind]
   top = jnp.max(jnp.abs(x.astype(jnp.float32)), axis, keepdims=True)

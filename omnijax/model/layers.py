@@ -73,7 +73,7 @@ def dense(x: jax.Array, w: jax.Array, *, inputs: int = 1, out: jax.P | None = No
   size = math.prod(w.shape[:inputs])
   batch, seq, *_ = jax.typeof(x).sharding.spec
   # One group of dims at a time: the type of a sharded array follows no other reshape.
-  w_IO = w.reshape(size, *outputs).reshape(size, -1).astype(x.dtype)
+  w_IO = w.astype(x.dtype).reshape(size, *outputs).reshape(size, -1)
   matmul = _matmul if kind == "dtype" else functools.partial(quantized.product, kind)
   if seq:
     x_BSI = x.reshape(*x.shape[:2], size)

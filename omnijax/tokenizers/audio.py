@@ -84,11 +84,10 @@ def _decode(codec: Codec, state: State, codes_Bq: jax.Array):
   return dataclasses.replace(state, decoder=decoder, phase=phase), wave_BL
 
 
-@jax.jit
-def _reset(codec: Codec, state: State, mask_B: jax.Array) -> State:
-  new = init_state(codec, mask_B.shape[0])
+def _where(mask_B: jax.Array, new: State, old: State) -> State:
+  """The masked conversations of one state, the others of another."""
 
-  def choose(old, fresh, dim):
+  def choose(fresh, old, dim):
     shape = [1] * old.ndim
     shape[dim] = -1
     return jnp.where(mask_B.reshape(shape), fresh, old)
@@ -96,12 +95,29 @@ def _reset(codec: Codec, state: State, mask_B: jax.Array) -> State:
   layers = functools.partial(jax.tree.map, lambda a, b: choose(a, b, 1))  # [layer, batch, ...]
   first = functools.partial(jax.tree.map, lambda a, b: choose(a, b, 0))
   return State(
-    first(state.history_BV, new.history_BV),
-    layers(state.encoder, new.encoder),
-    layers(state.semantic, new.semantic),
-    layers(state.decoder, new.decoder),
-    first(state.phase, new.phase),
+    first(new.history_BV, old.history_BV),
+    layers(new.encoder, old.encoder),
+    layers(new.semantic, old.semantic),
+    layers(new.decoder, old.decoder),
+    first(new.phase, old.phase),
   )
+
+
+@jax.jit
+def _reset(codec: Codec, state: State, mask_B: jax.Array) -> State:
+  return _where(mask_B, init_state(codec, mask_B.shape[0]), state)
+
+
+@jax.jit
+def _encode_some(codec: Codec, state: State, wave_BL: jax.Array, mask_B: jax.Array):
+  new, codes_BTQ = _encode(codec, state, wave_BL)
+  return _where(mask_B, new, state), codes_BTQ
+
+
+@jax.jit
+def _decode_some(codec: Codec, state: State, codes_Bq: jax.Array, mask_B: jax.Array):
+  new, wave_BL = _decode(codec, state, codes_Bq)
+  return _where(mask_B, new, state), wave_BL
 
 
 _CHUNKS = (16, 64)  # codec frames that whole clips are encoded by: few shapes, few compilations
@@ -115,6 +131,11 @@ def _rows(batch: int) -> int:
 def _pad(x: np.ndarray, rows: int, columns: int) -> np.ndarray:
   pads = [(0, rows - x.shape[0]), (0, columns - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
   return np.pad(x, pads)
+
+
+def _mask(mask_B: np.ndarray) -> np.ndarray:
+  mask_B = np.asarray(mask_B, bool)
+  return np.pad(mask_B, (0, _rows(len(mask_B)) - len(mask_B)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,23 +223,34 @@ class AudioTokenizer:
 
   def reset(self, state: State, mask_B: np.ndarray) -> State:
     """The state with the masked conversations begun anew."""
-    mask_B = np.asarray(mask_B, bool)
-    return _reset(self.codec, state, np.pad(mask_B, (0, _rows(len(mask_B)) - len(mask_B))))
+    return _reset(self.codec, state, _mask(mask_B))
 
-  def encode_step(self, state: State, wave_BL: np.ndarray) -> tuple[State, jax.Array]:
-    """Next frame's codes [B, Q] from its `frame_size` samples."""
+  def encode_step(self, state: State, wave_BL: np.ndarray, mask_B: np.ndarray | None = None
+                  ) -> tuple[State, jax.Array]:
+    """Next frame's codes [B, Q] from its `frame_size` samples.
+
+    mask_B: conversations that have a frame; others stay as they are. None is all.
+    """
     if wave_BL.ndim != 2 or wave_BL.shape[1] != self.frame_size:
       raise ValueError(f"wave has shape {wave_BL.shape}; want [batch, {self.frame_size}]")
     B = wave_BL.shape[0]
     wave_BL = _pad(np.asarray(wave_BL, np.float32), _rows(B), self.frame_size)
-    state, codes_BTQ = _encode(self.codec, state, wave_BL)
+    if mask_B is None:
+      state, codes_BTQ = _encode(self.codec, state, wave_BL)
+    else:
+      state, codes_BTQ = _encode_some(self.codec, state, wave_BL, _mask(mask_B))
     return state, codes_BTQ[:B, 0]
 
-  def decode_step(self, state: State, codes_Bq: np.ndarray) -> tuple[State, jax.Array]:
-    """Next `frame_size` samples [B, frame_size], `delay` samples late."""
+  def decode_step(self, state: State, codes_Bq: np.ndarray, mask_B: np.ndarray | None = None
+                  ) -> tuple[State, jax.Array]:
+    """Next `frame_size` samples [B, frame_size], `delay` samples late; mask_B as above."""
     codes_Bq = self._checked_codes(codes_Bq, 2)
     B, q = codes_Bq.shape
-    state, wave_BL = _decode(self.codec, state, _pad(codes_Bq, _rows(B), q))
+    codes_Bq = _pad(codes_Bq, _rows(B), q)
+    if mask_B is None:
+      state, wave_BL = _decode(self.codec, state, codes_Bq)
+    else:
+      state, wave_BL = _decode_some(self.codec, state, codes_Bq, _mask(mask_B))
     return state, wave_BL[:B]
 
   def _checked(self, wave_BL: np.ndarray, sample_rate: int | None) -> np.ndarray:

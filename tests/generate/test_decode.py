@@ -12,9 +12,10 @@ from flax import nnx
 from omnijax import config, sharding
 from omnijax import vocab as vl
 from omnijax.data import documents
-from omnijax.generate import cache, engine, grammar, sample, step, weights
-from omnijax.generate.engine import Engine, Goal
+from omnijax.generate import cache, grammar, sample, step, turns, weights
+from omnijax.generate.engine import Engine
 from omnijax.generate.sample import GREEDY, Sampling, Setting
+from omnijax.generate.turns import Goal
 from omnijax.model.transformer import Omni
 
 # Text in user's turns, and an empty part that gives the turn to the assistant.
@@ -101,9 +102,8 @@ def check_greedy(model: Omni, before: documents.Streams, goal: Goal, after: docu
   with jax.set_mesh(model.head_DV[...].sharding.mesh):
     main_1SV, frame_QFC = WHOLE(model, sharding.place(padded(batch, 256, 128)))
   main_SV, frame_QFC = np.asarray(main_1SV[0]), np.asarray(frame_QFC)
-  probe = object.__new__(Engine)
-  probe.layout = layout
-  turn = probe._turn([before], [goal], [limit], 1, 1, 0, GREEDY, 0, 1.0)
+  turn = turns.turn([before], [goal], [limit], 1, layout, sampling=GREEDY,
+                    keys_B2=step.keys(0, 0, 1), guidance_B=np.zeros(1))
   g = grammar.Grammar(**{k: jnp.asarray(v) for k, v in turn["grammar"].items()})
   allowed, advance = (jax.jit(f, static_argnums=2) for f in (grammar.allowed, grammar.advance))
   for i in range(n, end):
@@ -166,8 +166,8 @@ def after(model: Omni, state: cache.State, piece: step.Piece) -> tuple[jax.Array
 def _pieces_of(streams: documents.Streams, T: int) -> list[dict[str, np.ndarray]]:
   layout = grammar.Layout(tiny.VOCAB, tiny.DATA.text_delay, tiny.DATA.acoustic_delay)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(engine, "_PIECE", T)
-    return engine._pieces([streams], 1, layout)
+    patch.setattr(turns, "PIECE", T)
+    return turns.pieces([streams], 1, layout)
 
 
 def test_writing_a_frame_code_by_code_gives_the_logits_of_all_at_once(model):
@@ -275,7 +275,7 @@ def test_too_long_a_prompt_says_so(four):
 def test_empty_rows_of_a_state_start_anew(model):
   with jax.set_mesh(model.head_DV[...].sharding.mesh):
     state = cache.empty(model, rows=2, positions=64)
-    piece = engine._pieces(PROMPTS[:2], 2, grammar.Layout(tiny.VOCAB, 0, 1))[0]
+    piece = turns.pieces(PROMPTS[:2], 2, grammar.Layout(tiny.VOCAB, 0, 1))[0]
     kept_BV, once = after(model, state, step.Piece(**sharding.place(piece)))
     once = cache.reset(once, jnp.array([True, False]))
     assert once.length_B.tolist()[0] == 0 < once.length_B.tolist()[1]
@@ -298,7 +298,7 @@ def test_prepared_weights_compute_the_same(mesh):
   assert raw.image_AD is not None and ready.head_DV.dtype == jnp.bfloat16
   size = lambda model: sum(x.nbytes for x in jax.tree.leaves(model))
   assert size(ready) < 0.55 * size(raw)
-  pieces = engine._pieces(PROMPTS[:2], 2, grammar.Layout(tiny.VOCAB, 0, 1))
+  pieces = turns.pieces(PROMPTS[:2], 2, grammar.Layout(tiny.VOCAB, 0, 1))
   def hidden(model):
     state = cache.empty(model, rows=2, positions=64)
     for piece in pieces:

@@ -11,7 +11,7 @@ import tiny
 from omnijax import config
 from omnijax import vocab as vl
 from omnijax.data import documents
-from omnijax.generate import engine, grammar, parse, step
+from omnijax.generate import engine, grammar, parse, step, turns
 from omnijax.generate.grammar import Layout
 from omnijax.generate.sample import GREEDY
 
@@ -36,16 +36,16 @@ def _stepper(layout: Layout):
 STEPPERS = {layout: _stepper(layout) for layout in LAYOUTS}
 
 
-def simulate(layout: Layout, goals: list[engine.Goal], seed: int, start: int = 7):
+def simulate(layout: Layout, goals: list[turns.Goal], seed: int, start: int = 7):
   """Streams of rows in which every draw is random, and the limits they had."""
   r = np.random.default_rng(seed)
   data = _data(layout)
-  probe = object.__new__(engine.Engine)
-  probe.layout = layout
   empty = documents.render([], documents.PLAIN, False, data, VOCAB)  # BOS and EOS
   prompt = dataclasses.replace(empty, position=empty.position + start)
   limits = [g.positions(layout, room=60) for g in goals]
-  turn = probe._turn([prompt] * len(goals), goals, limits, len(goals), 1, 0, GREEDY, 0, 1.0)
+  n = len(goals)
+  turn = turns.turn([prompt] * n, goals, limits, n, layout, sampling=GREEDY,
+                    keys_B2=step.keys(0, 0, n), guidance_B=np.zeros(n))
   g = grammar.Grammar(**{k: jnp.asarray(v) for k, v in turn["grammar"].items()})
   written_B, limit_B, records = np.zeros(len(goals), np.int32), np.array(limits), []
   # Control tokens would drown among the text, or text among them: each row has favourites.
@@ -93,7 +93,7 @@ def _spoken(s: documents.Streams) -> np.ndarray:
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda x: f"{x.text_delay}-{x.acoustic_delay}")
 @pytest.mark.parametrize("seed", range(6))
 def test_random_output_is_a_document(layout, seed):
-  goals = [engine.Goal(to=to, max_new=20 + seed) for to in ("any", "text", "image", "audio")]
+  goals = [turns.Goal(to=to, max_new=20 + seed) for to in ("any", "text", "image", "audio")]
   out = simulate(layout, goals * (ROWS // 4), seed)
   for goal, s in zip(goals * (ROWS // 4), out, strict=True):
     parts = parse.parts(s, layout)
@@ -112,14 +112,14 @@ def test_random_output_is_a_document(layout, seed):
 
 
 def test_mixed_output_has_every_kind():
-  out = simulate(LAYOUTS[0], [engine.Goal(to="any", max_new=50)] * ROWS, 3)
+  out = simulate(LAYOUTS[0], [turns.Goal(to="any", max_new=50)] * ROWS, 3)
   kinds = {p.kind for s in out for p in parse.parts(s, LAYOUTS[0])}
   assert kinds == {vl.TEXT, vl.IMAGE, vl.AUDIO}
 
 
 def test_a_size_that_was_asked_for_is_kept_and_any_other_is_free():
-  goals = [engine.Goal(to="image", grid=(2, 5), max_new=6)] * 4
-  goals += [engine.Goal(to="image")] * (ROWS - 4)
+  goals = [turns.Goal(to="image", grid=(2, 5), max_new=6)] * 4
+  goals += [turns.Goal(to="image")] * (ROWS - 4)
   out = simulate(LAYOUTS[0], goals, 0)
   assert all(len(s.main) <= 6 + 2 + 10 for s in out[:4])
   shapes = [parse.parts(s, LAYOUTS[0])[-1].codes.shape for s in out]
@@ -134,11 +134,11 @@ def test_a_size_that_was_asked_for_is_kept_and_any_other_is_free():
   (dict(to="text"), -3, "leaves 0 positions")])
 def test_too_little_room_says_how_much_is_wanted(goal, room, message):
   with pytest.raises(ValueError, match=message):
-    engine.Goal(**goal).positions(LAYOUTS[0], room)
+    turns.Goal(**goal).positions(LAYOUTS[0], room)
 
 
 def test_a_goal_is_checked():
   with pytest.raises(ValueError, match="'video' is unknown; use one of text, image, audio, any"):
-    engine.Goal(to="video")
+    turns.Goal(to="video")
   with pytest.raises(ValueError, match="max_new is 0"):
-    engine.Goal(to="text", max_new=0)
+    turns.Goal(to="text", max_new=0)

@@ -146,7 +146,7 @@ def test_attention_against_a_ring(mesh, window, room, int8):
     old = append(old, Cache(*(jnp.asarray(x)[None] for x in new)), at)
     n = n + count
     high = np.maximum(high, n)
-    if back and n[0] > 8 and room - (window or room) > 3:  # what it went back over is still in the ring
+    if back and n[0] > 8 and room - (window or room) > 3:  # where nothing that it saw is gone
       n[0], back = n[0] - 3, False
   assert int8 == (old.k_scale_BKS1 is not None)
 
