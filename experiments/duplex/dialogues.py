@@ -24,7 +24,7 @@ from experiments.duplex.talk import Asker, Talk
 SPLITS = ("train", "heldout")
 MOST_FRAMES = 600  # 48 s
 LEAST_FRAMES = 500
-PARTED_FRAMES = 540  # with room for what is typed and shown
+PARTED_FRAMES = 528  # with room for what is typed and shown: some 95 positions at most
 PARTED = 0.15  # of the dialogues
 INTERRUPTED, ACKNOWLEDGED, DISTURBED = 0.45, 0.30, 0.20  # of counts, counts, answers
 OPS = {"after": 0.25, "before": 0.25, "count": 0.30, "bare": 0.20}
@@ -34,8 +34,8 @@ OPS = {"after": 0.25, "before": 0.25, "count": 0.30, "bare": 0.20}
 class Dialogue:
   """Two streams of equal length, in whole frames, and what is in them.
 
-  words: (sample, language, digit) of the assistant; cuts: (frame, parts) that come in between,
-  pictures as pixels [32, 32]; events: as `Talk` notes them, in samples.
+  words: of the assistant; cuts: (frame, parts) that come in between, pictures as pixels [32, 32];
+  events: as `Talk` notes them, in samples.
   """
 
   user_T: np.ndarray
@@ -243,5 +243,5 @@ def background(rng: np.random.Generator, samples: int) -> np.ndarray:
 @functools.cache
 def _chatter() -> list[np.ndarray]:
   """What others say in the background, in either split: voices that are trained on."""
-  bank = recordings.load("train")
-  return [wave_T for digits in bank.digits.values() for takes in digits.values() for wave_T in takes]
+  said = recordings.load("train").digits.values()
+  return [wave_T for digits in said for takes in digits.values() for wave_T in takes]

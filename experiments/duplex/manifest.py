@@ -2,9 +2,9 @@
 
   python -m experiments.duplex.manifest FOLDER --dialogues 2400
 
-A document is {"id", "parts": [{"audio", "role", "listen", "words"}, ...], "duplex": {...}}. Events in
-"duplex" have seconds from the start of the dialogue; "cuts" are the seconds at which its parts of
-audio begin.
+A document is {"id", "parts": [{"audio", "role", "listen", "words"}, ...], "duplex": {...}}. Events
+in "duplex" have seconds from the start of the dialogue; "cuts" are the seconds at which its parts
+of audio after the first begin.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import soundfile
 from PIL import Image
 from rich.progress import track
 
-from experiments.duplex import dialogues, recordings, scenarios, talk
+from experiments.duplex import dialogues, recordings, scenarios
 from experiments.duplex.recordings import FRAME, RATE
 
 _IN_SAMPLES = ("start", "end", "answer_start", "answer_end", "stop")

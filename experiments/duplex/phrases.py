@@ -62,7 +62,8 @@ BACKCHANNELS = {
   "es": (Phrase("ajá", "axˈa"), Phrase("vale", "bˈale"), Phrase("um hum", "əmhˈəm")),
   "fr": (Phrase("d'accord", "dakˈɔʁ"), Phrase("ouais", "wˈɛ"), Phrase("ah ah", "aˈa")),
   "it": (Phrase("già", "ʤˈa"), Phrase("ho capito", "ɔ kapˈito"), Phrase("um um", "əmhˈəm")),
-  "ru": (Phrase("ага\u0301", "ɐɡˈa"), Phrase("угу\u0301", "uɡˈu"), Phrase("по\u0301нял", "pˈonʲɪl")),
+  "ru": (Phrase("ага\u0301", "ɐɡˈa"), Phrase("угу\u0301", "uɡˈu"),
+         Phrase("по\u0301нял", "pˈonʲɪl")),
 }
 
 

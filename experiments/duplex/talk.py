@@ -194,13 +194,15 @@ class Talk:
     """A noise about as loud as a user."""
     kind = sounds.BURSTS[self.rng.integers(len(sounds.BURSTS))]
     level = -25 + who.level + self.rng.uniform(-12, 4)
-    return sounds.burst(self.rng, kind) * sounds.decibels(level)
+    wave_T = sounds.burst(self.rng, kind) * sounds.decibels(level)
+    return wave_T * min(1.0, 0.9 / float(np.abs(wave_T).max()))  # clicks are all peak
 
   def backchannel(self, who: Asker) -> np.ndarray:
     """A sign of attention, softer than the user's questions."""
     return self.sound(who, self.phrase(who, "backchannel"), self.rng.uniform(-12, -3))
 
-  def answer(self, frame: int, language: str, digits: tuple[int, ...], event: dict[str, Any]) -> int:
+  def answer(self, frame: int, language: str, digits: tuple[int, ...], event: dict[str, Any]
+             ) -> int:
     """The assistant says digits from a frame on, a frame and a bit between them.
 
     Returns the sample at which it ends; the event gets the times.
