@@ -89,15 +89,20 @@ def augment(wave: np.ndarray, rng: np.random.Generator, shift: int) -> np.ndarra
 
   The shift is less than `shift` samples.
   """
-  rate = np.exp(rng.uniform(-_SPEED, _SPEED)) if rng.random() < 0.8 else 1.0
-  wave = np.interp(np.arange(0, len(wave) - 1, rate), np.arange(len(wave)), wave)
-  if rng.random() < 0.6:
-    wave = _equalised(wave, rng)
+  wave = disguise(wave, rng)
   level = rng.uniform(0.03, 0.15) / max(np.sqrt(np.mean(wave**2)), 1e-3)
   wave = wave * min(level, 0.98 / max(np.abs(wave).max(), 1e-3))
   wave = np.concatenate([np.zeros(rng.integers(0, shift)), wave])
   noise = 10 ** rng.uniform(-4.5, -2.5) if rng.random() < 0.5 else 1e-5
   return (wave + noise * rng.standard_normal(len(wave))).astype(np.float32)
+
+
+def disguise(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """Another speaker and microphone: speed with pitch, equaliser, band; the same for the same rng.
+  """
+  rate = np.exp(rng.uniform(-_SPEED, _SPEED)) if rng.random() < 0.8 else 1.0
+  wave = np.interp(np.arange(0, len(wave) - 1, rate), np.arange(len(wave)), wave)
+  return _equalised(wave, rng) if rng.random() < 0.6 else wave
 
 
 def _equalised(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
