@@ -14,7 +14,9 @@ from omnijax.data.sources import Bad
 
 _BATCH = 64  # most images or recordings encoded together
 _PIXELS = 1 << 20  # most pixels encoded together
-_FRAMES = 512  # most frames of audio encoded together
+_FRAMES = 512  # most frames of audio encoded together, and of long recordings:
+_LONG = 4096
+_STEP = 64  # frames; long recordings are padded to a multiple of it
 _SHORTEST = 8  # frames; shorter recordings are encoded as if this long
 _AFTER = 1  # frames of silence after a recording: a causal codec tells of a sound when it is over
 
@@ -117,7 +119,8 @@ def audio(tok: Audio, stream: Iterable[np.ndarray | Bad]) -> list[np.ndarray | B
   frames = lambda wave: -(-len(wave) // tok.frame_size) + _AFTER
 
   def size(bucket: Any) -> int:
-    return _power_of_two(min(_BATCH, max(1, _FRAMES // bucket)))
+    most = _FRAMES if bucket <= _FRAMES else _LONG
+    return _power_of_two(min(_BATCH, max(1, most // bucket)))
 
   def run(bucket: Any, group: list[np.ndarray]) -> Iterator[np.ndarray]:
     wave_BL = np.zeros((size(bucket), bucket * tok.frame_size), np.float32)
@@ -163,10 +166,10 @@ def _power_of_two(n: int) -> int:
 def _bucket(frames: int) -> int:
   """Length under which a recording is encoded, so that few compile: 2^k or 3 * 2^k frames.
 
-  Long ones, to which that would add much, are encoded by themselves, under a multiple of a batch.
+  That would add much to long ones; codecs work on those bit by bit anyway.
   """
   top = max(frames, _SHORTEST)
   if top > _FRAMES:
-    return -(-top // _FRAMES) * _FRAMES
+    return -(-top // _STEP) * _STEP
   power = _power_of_two(top)
   return next(b for b in (power, power * 3 // 2, power * 2) if b >= top)
