@@ -19,16 +19,16 @@ from omnijax import config
 def run() -> config.Run:
   return config.Run(
     name="dialogue",
-    # The quickstart's size. It remembers 20 s: dialogues of twice that teach it to go on for ever.
+    # The quickstart's size. It remembers 10 s: dialogues of four times that teach it to go on for ever.
     model=config.Model(layers=4, dim=192, heads=8, kv_heads=8, head_dim=16, mlp=384,
                        depth_layers=1, depth_dim=128, depth_heads=8, depth_mlp=256, rope_theta=10.0,
-                       attention_window=256, unroll=4),
+                       attention_window=128, unroll=4),
     tokenizers=config.Tokenizers(codebooks=4),
     # Without delays: an answer, and silence after an interruption, come as soon as they can.
     data=config.Data(
       sources=("dialogue_run/records/dialogues", "dialogue_run/records/quickstart"),
       weights=(0.75, 0.25), weights_by="tokens", rows=4, positions=640, frames=600,
-      depth_frames=96, acoustic_delay=0, prompt_weight=0.3, listen_dropout=0.2, prefetch=8),
+      depth_frames=64, acoustic_delay=0, prompt_weight=0.3, listen_dropout=0.2, prefetch=8),
     # Of a dialogue's positions one in fifty is a word, and those are what is to be learnt.
     loss=config.Loss(text=6.0, image=1.0, first_codebook=1.0, acoustic=0.3),
     optim=config.Optim(kind="muon", peak_lr=3e-3, muon_lr=0.02, warmup_steps=20, schedule="wsd",

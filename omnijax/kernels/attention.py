@@ -18,6 +18,7 @@ from omnijax.kernels import compiler, context, cudnn, sums
 MASKED = -1e30  # finite, so that a query with no key gives a mean and not NaN
 SAVED = "attention"  # what the backward pass needs of the forward one, for remat policies
 _CHUNK = 512  # queries that the plain attention takes at once
+_RUN = 128  # queries that it takes with the keys near them, where there is a window
 _LANES = 128  # of a TPU's vector unit
 _INTERPRET = False  # for tests: the TPU's kernel in plain operations
 
@@ -50,7 +51,8 @@ def rows(q_BSNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segment_BS: ja
   place_S = np.argsort(order_S)
   kernel: Any = jax.reshard(jnp.asarray(order_S), jax.P(seq))
   spec: Any = jax.P(seq)
-  local: Callable[..., jax.Array] = functools.partial(_chunked, window)
+  near = window and not seq and 2 * window < q_BSNH.shape[1]
+  local: Callable[..., jax.Array] = functools.partial(_near if near else _chunked, window)
   splash = compiler.platform() == "tpu" or _INTERPRET
   if splash:
     ways = lambda axis: mesh.shape[axis] if axis else 1
@@ -171,6 +173,25 @@ def _chunked(window: int, index_T: jax.Array, q_BTNH: jax.Array, k_BSKH: jax.Arr
                                            part[2], window))
   o_CBTNH = jax.lax.map(one, tuple(map(split, (q_BTNH, segment_BT, last_BT))))
   return checkpoint_name(jnp.moveaxis(o_CBTNH, 0, 1).reshape(B, -1, N, H)[:, :T], SAVED)
+
+
+def _near(window: int, index_S: jax.Array, q_BSNH: jax.Array, k_BSKH: jax.Array,
+          v_BSKH: jax.Array, segment_BS: jax.Array, key_segment_BS: jax.Array) -> jax.Array:
+  """Attention of whole rows to what lies near: runs of queries, each with the keys that it sees."""
+  B, S = segment_BS.shape
+  runs, before = -(-S // _RUN), -(-window // _RUN) * _RUN
+  pad = lambda x, lead: jnp.pad(x, ((0, 0), (lead, runs * _RUN - S), *((0, 0),) * (x.ndim - 2)))
+  queries = lambda x: pad(x, 0).reshape(B * runs, _RUN, *x.shape[2:])
+
+  def keys(x: jax.Array) -> jax.Array:
+    x = pad(x, before).reshape(B, -1, _RUN, *x.shape[2:])
+    parts = [x[:, i : i + runs] for i in range(before // _RUN + 1)]
+    return jnp.stack(parts, 2).reshape(B * runs, before + _RUN, *x.shape[3:])
+
+  last_RT = jnp.broadcast_to(before + jnp.arange(_RUN)[None], (B * runs, _RUN))
+  o_RTNH = _plain(queries(q_BSNH), keys(k_BSKH), keys(v_BSKH), queries(segment_BS),
+                  keys(key_segment_BS), last_RT, window)
+  return checkpoint_name(o_RTNH.reshape(B, -1, *q_BSNH.shape[2:])[:, :S], SAVED)
 
 
 def _plain(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segment_BT: jax.Array,
