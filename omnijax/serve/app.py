@@ -6,7 +6,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 import omnijax
-from omnijax.serve import chat, errors, models
+from omnijax.serve import chat, errors, images, models, speech, transcriptions
 from omnijax.serve.context import Context
 from omnijax.serve.gate import Gate
 from omnijax.serve.settings import Settings
@@ -31,7 +31,7 @@ def create(service: Any, settings: Settings) -> FastAPI:
   app.state.context = context
   errors.add(app)
   app.add_exception_handler(Gone, _gone)
-  for part in (chat, models):
+  for part in (chat, images, speech, transcriptions, models):
     app.include_router(part.router(context))
   app.add_middleware(Gate, context=context)
   return app

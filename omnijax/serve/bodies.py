@@ -107,11 +107,18 @@ class ImagesAnswer(pydantic.BaseModel):
   usage: ImageUsage
 
 
+class Seconds(pydantic.BaseModel):
+  """Seconds of sound."""
+
+  type: Literal["duration"] = "duration"
+  seconds: float
+
+
 class Transcription(pydantic.BaseModel):
   """What was heard; the last three with verbose_json only."""
 
   text: str
-  usage: TokenUsage
+  usage: TokenUsage | Seconds
   task: Literal["transcribe"] | None = None
   language: str | None = None
   duration: float | None = None

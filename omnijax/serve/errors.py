@@ -98,7 +98,7 @@ def _http(request: Request, error: Exception) -> JSONResponse:
   message, code = {
     404: (f"There is no {where}; /docs lists what there is.", "unknown_url"),
     405: (f"{where} is not done this way; /docs lists what is.", "method_not_allowed"),
-  }.get(error.status_code, (str(error.detail).rstrip(".") + ".", None))
+  }.get(error.status_code, (str(error.detail).rstrip(".") + ".", "invalid_body"))
   told = Refused(error.status_code, message, code=code)
   told.headers = error.headers
   return told.response()

@@ -55,7 +55,8 @@ def decode(content: bytes, kind: str, sample_rate: int, most_s: float, param: st
     except Bad as bad:
       raise _unreadable(bad.detail, param) from None
     except Exception as error:  # libsndfile and PyAV raise their own kinds
-      raise _unreadable(str(error).splitlines()[0][:200], param) from None
+      why = getattr(error, "error_string", None) or type(error).__name__
+      raise _unreadable(why.rstrip("."), param) from None
   if rate != sample_rate and len(wave):
     wave = soxr.resample(wave, rate, sample_rate)
   if not len(wave):

@@ -48,8 +48,8 @@ class Ticket:
 class FakeService:
   """Answers by repeating what it was asked, a word at a time; each word is spoken for 80 ms.
 
-  Texts that do something else: "fail" fails; "bug" raises out of write; "wait" waits until it is
-  cancelled, or `go` is set; "flood" is speech without end.
+  Texts that do something else: "fail" fails, "break" after its word; "bug" raises out of write; "wait" waits
+  until it is cancelled, or `go` is set; "flood" is speech without end.
   """
 
   name, created, sample_rate, frame_size, max_positions, image_step = (
@@ -101,7 +101,7 @@ class FakeService:
       emit(event)
       end = End("stop", prompt, end.written + 1)
       time.sleep(self.pace_s)
-    if asked == "fail":
+    if asked in ("fail", "break"):
       end = End("failed", prompt, 0, "a secret of the inside")
     with self._lock:
       self._running -= 1
@@ -110,6 +110,8 @@ class FakeService:
     emit(end)
 
   def _events(self, asked, to, seed, image_size, ticket):
+    if asked == "fail":
+      return
     if asked == "wait":
       while not (self.go.is_set() or ticket.cancelled.is_set() or self.closed.is_set()):
         time.sleep(0.005)

@@ -5,10 +5,10 @@ import io
 
 import numpy as np
 import openai
-import PIL.Image
 import pytest
 import soundfile
 from fake_service import RATE, tone
+from media_of import encoded, picture, sound
 from serving import error_of
 
 from omnijax.generate.sample import Sampling
@@ -18,25 +18,6 @@ SPOKEN = {"modalities": ["text", "audio"], "audio": {"voice": "alloy", "format":
 
 def user(*content):
   return {"role": "user", "content": content[0] if isinstance(content[0], str) else list(content)}
-
-
-def encoded(data: bytes) -> str:
-  return base64.b64encode(data).decode()
-
-
-def picture(w=16, h=8, grey=200, kind="PNG", **options):
-  with io.BytesIO() as file:
-    PIL.Image.new("RGB", (w, h), (grey,) * 3).save(file, kind, **options)
-    url = f"data:image/{kind.lower()};base64,{encoded(file.getvalue())}"
-  return {"type": "image_url", "image_url": {"url": url, "detail": "low"}}
-
-
-def sound(seconds=0.5, rate=RATE, kind="wav", **options):
-  with io.BytesIO() as file:
-    soundfile.write(file, tone(seconds, rate), rate, format="OGG" if kind == "opus" else kind,
-                    **options)
-    data = encoded(file.getvalue())
-  return {"type": "input_audio", "input_audio": {"data": data, "format": kind}}
 
 
 def text(content):
