@@ -21,10 +21,11 @@ def add(p: argparse.ArgumentParser) -> None:
                  help="that clients must have (default: those of OMNIJAX_API_KEY, else none)")
   p.add_argument("--slots", type=int, default=4, metavar="N", help="answers written, and talks "
                  f"held, at a time {shown}")
-  p.add_argument("--queue", type=int, default=64, metavar="N", help=f"answers that may wait {shown}")
-  p.add_argument("--positions", type=int, metavar="N", help="of a prompt and its answer together "
-                 "(default: the run's)")
-  p.add_argument("--int8", action="store_true", help="weights of 8 bits: half the memory")
+  p.add_argument("--queue", type=int, default=64, metavar="N",
+                 help=f"answers that may wait {shown}")
+  p.add_argument("--positions", type=int, default=512, metavar="N", help="of a prompt and its "
+                 f"answer together, or that a talk remembers {shown}")
+  p.add_argument("--int8", action="store_true", help="weights and caches of 8 bits")
   p.add_argument("--rate", type=int, default=default.rate, metavar="N", help="requests a minute of "
                  "each key, or of each address without keys (default: any)")
   for name, text in (("max-upload-mb", "of a request"), ("max-audio-s", "of the sounds in it"),

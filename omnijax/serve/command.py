@@ -13,7 +13,7 @@ KEY_VARIABLE = "OMNIJAX_API_KEY"
 
 
 def run(run_dir: Path, *, host: str, port: int, api_keys: Sequence[str], slots: int, queue: int,
-        positions: int | None, int8: bool, **limits: float) -> None:
+        positions: int, int8: bool, **limits: float) -> None:
   """Serves a run's newest checkpoint until SIGTERM or SIGINT.
 
   Args:

@@ -27,6 +27,9 @@ def bind(host: str, port: int, stall_s: float) -> socket.socket:
   Raises:
     ValueError: that is not an address of this machine, or somebody has the port.
   """
+  if not 0 <= port < 1 << 16:
+    raise ValueError(f"--port is {port}; wanted 0 (any that is free) to 65535.")
+  bound = None
   try:
     (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
       host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -38,10 +41,11 @@ def bind(host: str, port: int, stall_s: float) -> socket.socket:
     bound.bind(address)
     # Now, so that two servers can't both think the port theirs while they load their models.
     bound.listen(2048)
-  except (OSError, OverflowError) as error:
-    raise ValueError(f"can't listen on {host}, port {port}: "
-                     f"{getattr(error, 'strerror', None) or error}; give another --port (0 takes "
-                     "any that is free) or --host.") from None
+  except OSError as error:
+    if bound is not None:
+      bound.close()
+    raise ValueError(f"can't listen on {host}, port {port}: {error.strerror or error}; give "
+                     "another --port (0 takes any that is free) or --host.") from None
   return bound
 
 

@@ -61,7 +61,7 @@ def base64(text: str, param: str) -> bytes:
   """
   text = "".join(text.split())
   try:
-    if "=" in text[:-2]:
+    if len(text) % 4 or "=" in text[:-2]:
       raise ValueError
     return b"".join(binascii.a2b_base64(text[i : i + _PIECE], strict_mode=True)
                     for i in range(0, len(text), _PIECE))

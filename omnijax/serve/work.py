@@ -75,9 +75,11 @@ class Work:
         ticket = self._context.service.write(prompt, seed=(seed + 7919 * i) % 2**31,
                                              emit=lambda event, i=i: self._emit(i, event),
                                              **options)
-      except Full:
-        raise Refused(429, "All slots are taken and the queue is full; ask again later.",
-                      code="queue_full", retry_after=2) from None
+      except Full as error:
+        if self._context.access.stopping:
+          raise Stopping from None
+        raise Refused(429, f"The server is full: {error}", code="queue_full",
+                      retry_after=2) from None
       except ValueError as error:
         # The service's words for what does not fit; they name the limit.
         long = "max_positions" in str(error)

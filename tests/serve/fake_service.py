@@ -48,8 +48,8 @@ class Ticket:
 class FakeService:
   """Answers by repeating what it was asked, a word at a time; each word is spoken for 80 ms.
 
-  Texts that do something else: "fail" fails, "break" after its word; "bug" raises out of write; "wait" waits
-  until it is cancelled, or `go` is set; "flood" is speech without end.
+  Texts that do something else: "fail" fails, "break" after its word; "bug" raises out of write;
+  "wait" waits until it is cancelled, or `go` is set; "flood" is speech without end.
   """
 
   name, created, sample_rate, frame_size, max_positions, image_step = (
@@ -77,8 +77,10 @@ class FakeService:
       raise ValueError(f"the prompt leaves {self.max_positions - prompt} positions, and {to} "
                        "output takes at least 2; raise max_positions or shorten the prompt.")
     with self._lock:
+      if self.closed.is_set():
+        raise Full("the service ends.")
       if self._queued >= self.queue and self._running >= self.slots:
-        raise Full("no slot is free")
+        raise Full(f"{self._queued} wait already.")
       self._queued += 1
     ticket = Ticket()
     threading.Thread(target=self._run, args=(asked, prompt, to, seed, max_new, image_size, ticket,

@@ -91,5 +91,6 @@ def test_a_broken_stream_does_not_look_whole(server, client):
     ask(server, "POST", PATH, dict(model="fake", input="break", response_format="wav"))
   # What is sent whole was not begun.
   assert error_of(server, PATH, dict(model="fake", input="break"))[0] == 500
-  events = ask(server, "POST", PATH, dict(model="fake", input="break", stream_format="sse"))[2]
+  body = dict(model="fake", input="break", response_format="pcm", stream_format="sse")
+  events = ask(server, "POST", PATH, body)[2]
   assert b'"code":"internal_error"' in events and b"done" not in events
