@@ -5,7 +5,6 @@ also 42, 75 and 76, see `job/exits.py`.
 """
 
 import argparse
-import functools
 import json
 import os
 import sys
@@ -18,15 +17,19 @@ from omnijax import __version__, config, experiment, host, usage
 from omnijax.arguments import Parser, command
 from omnijax.bench import arguments as bench_arguments
 from omnijax.data import arguments as data_arguments
+from omnijax.generate import arguments as generate_arguments
 from omnijax.job import exits
 from omnijax.plan import arguments as plan_arguments
+from omnijax.serve import arguments as serve_arguments
 from omnijax.sweep import arguments as sweep_arguments
 
 _MODALITIES = ("text", "image", "audio")
 
 # Module -> the extra that brings it.
 _EXTRAS = {"pystoi": "eval", "faster_whisper": "eval", "libtpu": "tpu",
-           "jax_cuda13_plugin": "cuda", "torch": "bench", "optuna": "optuna", "ray": "ray"}
+           "jax_cuda13_plugin": "cuda", "torch": "bench", "optuna": "optuna", "ray": "ray",
+           **dict.fromkeys(("fastapi", "prometheus_client", "python_multipart", "uvicorn"),
+                           "serve")}
 _FOR_PEOPLE = (ValueError, FileNotFoundError, PermissionError, NotADirectoryError,
                IsADirectoryError, ModuleNotFoundError)
 
@@ -149,22 +152,8 @@ def _parser() -> argparse.ArgumentParser:
   p.add_argument("--batches", type=int, metavar="N", help="default: the run's eval.batches")
   p.add_argument("--json", action="store_true", help="one JSON object")
 
-  p = command(commands, "generate", _generate, usage.GENERATE)
-  p.set_defaults(takes_fields=True)
-  p.add_argument("run", metavar="RUN", type=Path, help="directory of a run")
-  for kind, value in (("text", "TEXT"), ("image", "FILE"), ("audio", "FILE")):
-    p.add_argument(f"--{kind}", dest="inputs", action="append", metavar=value, default=[],
-                   type=functools.partial(_input, kind), help=f"an input: {kind}")
-  p.add_argument("--to", choices=_MODALITIES, required=True, help="what to write")
-  p.add_argument("--out", type=Path, metavar="FILE", help="default: print text, or out.png, "
-                 "out.wav")
-  p.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-  p.add_argument("--image-size", type=int, nargs=2, metavar=("H", "W"), help="pixels of a picture "
-                 "(default: the model decides)")
-  p.add_argument("--max-new", type=int, default=256, metavar="N", help="most positions of text or "
-                 "speech; one of speech is 80 ms (default: %(default)s)")
-  p.add_argument("--guidance", type=float, default=1.0, metavar="X", help="for a picture, how "
-                 "much more what is asked counts than in training (default: %(default)s)")
+  generate_arguments.add(command(commands, "generate", _generate, usage.GENERATE))
+  serve_arguments.add(command(commands, "serve", _serve, usage.SERVE))
   return parser
 
 
@@ -192,10 +181,6 @@ def _bench_commands(kinds: Any) -> None:
   p = command(kinds, "step", _bench_step, usage.BENCH_STEP, fields=True)
   bench_arguments.step(p)
   bench_arguments.data(command(kinds, "data", _bench_data, usage.BENCH_DATA))
-
-
-def _input(kind: str, value: str) -> tuple[str, str]:
-  return kind, value
 
 
 def _show(values: dict[str, Any], as_json: bool) -> None:
@@ -383,6 +368,13 @@ def _generate(args: argparse.Namespace, fields: list[str]) -> None:
   command.run(args.run, args.inputs, to=args.to, out=args.out, seed=args.seed, image_size=size,
               sampling=experiment.override(sample.Sampling(), fields, args.parser.prog),
               max_new=args.max_new, guidance=args.guidance)
+
+
+def _serve(args: argparse.Namespace, _: list[str]) -> None:
+  from omnijax.serve import command
+
+  command.run(args.run, host=args.host, port=args.port, api_keys=args.api_key,
+              **{name: getattr(args, name) for name in serve_arguments.NAMES})
 
 
 def _need(args: argparse.Namespace, *names: str) -> None:

@@ -9,6 +9,7 @@ Trains, and then runs, one Transformer that natively reads and writes text, imag
   omnijax train EXPERIMENT --run-dir RUN          records -> a trained model
   omnijax sweep EXPERIMENT                        many runs, begun again and compared as one
   omnijax generate RUN --text "..." --to image    a trained model -> text, a picture or sound
+  omnijax serve RUN                               OpenAI's interface to it, over HTTP
   omnijax plan EXPERIMENT --topology v5p:4x4x4    what it needs on TPUs that aren't here
   omnijax bench step EXPERIMENT --against torch   how fast it is on what is here
 """
@@ -146,6 +147,28 @@ Continues any mix of inputs, in the order given, in any modality.
 Text is printed; a picture is written as PNG, sound as WAV. What the model writes before a picture
 or says in sound goes to stderr. How tokens are drawn: --KIND.temperature X (0: the most likely),
 --KIND.top-k N, --KIND.top-p X, where KIND is text, image, first-codebook or acoustic.
+"""
+SERVE = """\
+Serves a run's newest checkpoint over HTTP, with OpenAI's interface.
+
+  omnijax serve runs/first
+  OMNIJAX_API_KEY=secret omnijax serve runs/first --host 0.0.0.0 --port 8000 --slots 8
+
+OpenAI's clients work unchanged:
+
+  from openai import OpenAI
+  client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="secret")
+  client.chat.completions.create(model="first", messages=[{"role": "user", "content": "hello"}])
+
+POST /v1/chat/completions takes text, pictures (data URLs) and sounds, and answers in text or
+speech, whole or as a stream; /v1/images/generations draws; /v1/audio/speech says a text and
+/v1/audio/transcriptions writes down what is said. GET /docs describes every field, /health says
+whether requests are taken, /metrics has figures for Prometheus.
+
+The model has --slots answers under way at a time; more wait in a queue. With keys (several may be
+given, in the variable separated by commas, where other users of this machine can't see them) every
+request under /v1/ needs one. SIGTERM: no new requests; those that run have --drain-s seconds to
+end. Needs the extra `serve`.
 """
 PLAN = """\
 Compiles an experiment's real train step for TPUs that aren't here and says what it needs and does:

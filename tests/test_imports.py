@@ -156,10 +156,11 @@ def loaded(code: str) -> set[str]:
   "import omnijax.cli\ntry: omnijax.cli.main(['--help'])\nexcept SystemExit: pass",
   "import omnijax.cli\ntry: omnijax.cli.main(['generate', '--help'])\nexcept SystemExit: pass",
   "import omnijax.cli\ntry: omnijax.cli.main(['sweep', '--help'])\nexcept SystemExit: pass",
+  "import omnijax.cli\ntry: omnijax.cli.main(['serve', '--help'])\nexcept SystemExit: pass",
   "import omnijax.config, omnijax.experiment, omnijax.vocab, omnijax.sweep.space",
 ])
 def test_light_imports(code):
-  heavy = {"jax", "flax", "tyro", "rich", "grain", "sentencepiece"}
+  heavy = {"jax", "flax", "tyro", "rich", "grain", "sentencepiece", "fastapi"}
   assert heavy & loaded(code) == set()
 
 

@@ -1,0 +1,42 @@
+"""One server's app: its endpoints and what stands before them."""
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+import omnijax
+from omnijax.serve import chat, errors, images, models, speech, transcriptions
+from omnijax.serve.context import Context
+from omnijax.serve.gate import Gate
+from omnijax.serve.settings import Settings
+from omnijax.serve.streams import Gone
+
+_ABOUT = """\
+OpenAI's interface to a model that reads and writes text, pictures and speech. Its clients work
+unchanged, with this server's address as their base URL.
+"""
+
+
+def create(service: Any, settings: Settings) -> FastAPI:
+  """An ASGI app in front of a service; its `state.context` is what its endpoints share.
+
+  Args:
+    service: an omnijax.generate.service.Service, or what behaves like one. It is not closed here.
+    settings: limits of clients.
+  """
+  context = Context.of(service, settings)
+  app = FastAPI(title="omnijax", version=omnijax.__version__, description=_ABOUT,
+                redirect_slashes=False)
+  app.state.context = context
+  errors.add(app)
+  app.add_exception_handler(Gone, _gone)
+  for part in (chat, images, speech, transcriptions, models):
+    app.include_router(part.router(context))
+  app.add_middleware(Gate, context=context)
+  return app
+
+
+def _gone(request: Request, error: Exception) -> Response:
+  """Nobody reads this; the number is what the metrics count."""
+  return Response(status_code=499)
