@@ -15,6 +15,7 @@ _FLOOR_S = 4.0  # speech has a pause in less; a fan has none
 _ABOVE_DB = 10.0  # speech is so much louder than the floor
 _LINGER_DB = 6.0  # what goes on may be quieter than what begins
 _QUIETEST_DB = -100.0
+_PAST = 100  # speeches remembered: who asks may be seconds behind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Activity:
     self._loud = 0  # loud blocks in a row, up to now
     self._quiet = 0  # quiet ones in a row
     self._started: int | None = None
-    self._last: tuple[int, int] | None = None
+    self._past = collections.deque(maxlen=_PAST)  # (start, end) of speeches
 
   def set(self, *, threshold: float, silence_ms: int) -> None:
     """Changes what counts as speech, from now on."""
@@ -62,10 +63,10 @@ class Activity:
     return self._started
 
   def spoke_at(self, sample: int) -> bool:
-    """Whether a sample lies in the last speech, that which goes on included."""
+    """Whether a sample lies in one of the last speeches, or in that which goes on."""
     if self._started is not None and sample >= self._started:
       return True
-    return self._last is not None and self._last[0] <= sample < self._last[1]
+    return any(start <= sample < end for start, end in self._past)
 
   def hear(self, wave_L: np.ndarray) -> list[Change]:
     """What changes in the next samples, float32 [L]."""
@@ -94,7 +95,7 @@ class Activity:
     if self._started is not None and self._quiet >= self._patience:
       # Where the silence has lasted long enough: what is answered ends here.
       stopped = self._blocks * self._block
-      self._last = (self._started, stopped - self._quiet * self._block)
+      self._past.append((self._started, stopped - self._quiet * self._block))
       self._started = None
       return Change("stopped", stopped)
     return None

@@ -80,13 +80,16 @@ class Conversation:
   def last_id(self) -> str | None:
     return self.items[-1].id if self.items else None
 
+  def has(self, item_id: str | None) -> bool:
+    return any(item.id == item_id for item in self.items)
+
   def check(self, item: Item | None = None, after: str | None = None) -> int:
     """Where one more item would go: at the end, or after another's id, "root" being the beginning.
 
     Raises:
       Problem: the id is taken, there is none to come after, or the conversation is full.
     """
-    if item and any(item.id == other.id for other in self.items):
+    if item and self.has(item.id):
       raise Problem(f"there is an item {item.id!r} already; give another id, or none.",
                     param="item.id")
     size = sum(c.bytes for i in (*self.items, *([item] if item else [])) for c in i.content)

@@ -7,6 +7,7 @@ server's voice activity detector only tells when the client speaks; it decides n
 L samples
 """
 
+import itertools
 import math
 import secrets
 from typing import Any
@@ -44,6 +45,7 @@ class Duplex:
     self._closed = False
     self._pause = math.ceil(_PAUSE_S * shared.service.sample_rate / shared.service.frame_size)
     self._item_id = ""  # of what the client is saying
+    self._after: str | None = None  # the item that was the last when it began
     self._response: Response | None = None
     self._first = 0  # frame of the response, or of the last one
     self._silent = 0  # the first frame of the silence that lasts
@@ -54,7 +56,9 @@ class Duplex:
     self._heard_ms: int | None = None  # of that, if it was truncated
 
   async def open(self) -> None:
-    """Takes a slot.
+    """Takes a slot, and shows the model what the user has put into the conversation unanswered.
+
+    What was said before that is not in its memory.
 
     Raises:
       Full: none is free.
@@ -68,9 +72,9 @@ class Duplex:
         talk.close()
 
     await self._shared.in_thread(take)
-    await self.insert(conversation_lib.prompt(
-      [i for i in self._shared.conversation.items if i.role != "assistant"],
-      self._shared.config.instructions))
+    asked = itertools.takewhile(lambda item: item.role != "assistant",
+                                reversed(self._shared.conversation.items))
+    await self.insert(conversation_lib.prompt([*asked][::-1], self._shared.config.instructions))
 
   def close(self) -> None:
     """Frees the slot; nothing more is told."""
@@ -106,15 +110,18 @@ class Duplex:
     at = self._shared.ms(self._begin + change.sample)
     if change.kind == "started":
       self._item_id = realtime_events.new_id("item")
+      self._after = self._shared.conversation.last_id
       self._shared.send({"type": "input_audio_buffer.speech_started", "item_id": self._item_id,
                          "audio_start_ms": at})
       return
     self._shared.send({"type": "input_audio_buffer.speech_stopped", "item_id": self._item_id,
                        "audio_end_ms": at})
-    self._shared.send({"type": "input_audio_buffer.committed", "item_id": self._item_id,
-                       "previous_item_id": self._shared.conversation.last_id})
+    # The model may have begun to answer: its item comes after this one, which is told later.
     self._shared.conversation.forget()
-    self._shared.announce(Item(self._item_id, "user", [Content("input_audio")]))
+    after = self._after if self._shared.conversation.has(self._after) else None
+    self._shared.send({"type": "input_audio_buffer.committed", "item_id": self._item_id,
+                       "previous_item_id": after})
+    self._shared.announce(Item(self._item_id, "user", [Content("input_audio")]), after or "root")
 
   async def insert(self, parts: list[dict[str, Any]]) -> None:
     """Shows the model texts and pictures; sounds among them are left out.

@@ -33,8 +33,8 @@ class Session:
 
   With native turn detection the first sound opens a talk, and the sound of each event is handed to
   it when the event arrives, even while one before it (a picture, say) is still being decoded.
-  Before that, and with other turn detection, the conversation goes by turns; its texts and
-  pictures are shown to the talk when it opens.
+  Before that, and with other turn detection, the conversation goes by turns; texts and pictures
+  that nothing has answered yet are shown to the talk when it opens.
 
   Args:
     service: the model's.

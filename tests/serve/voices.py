@@ -1,7 +1,8 @@
 """A service that only pretends to be a model, the realtime endpoint on a port, and a client's ear.
 
-In a talk it answers what it hears: after a question (three loud frames, then two quiet ones) it says
-words, one a frame, in a tone of the question's pitch, until it is done or somebody talks into it.
+In a talk it answers what it hears: after a question (three loud frames, then two quiet ones) it
+says words, one a frame, in a tone of the question's pitch, until it is done or somebody talks into
+it.
 """
 
 import asyncio
@@ -27,7 +28,8 @@ RATE, FRAME = 16000, 1280
 
 
 def tone(seconds, hz=500.0, rate=24000, loud=0.3):
-  return (loud * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+  at = np.arange(round(seconds * rate)) / rate
+  return (loud * np.sin(2 * np.pi * hz * at)).astype(np.float32)
 
 
 def silence(seconds, rate=24000):
@@ -58,7 +60,7 @@ class Talk:
 
   def __init__(self, service, emit):
     self._service, self._emit = service, emit
-    self.asked, self.heard, self.closed = [], 0, False
+    self.asked, self.out, self.heard, self.closed = [], [], 0, False
     self._jobs = queue.Queue()
     self._rest, self._loud, self._quiet = np.zeros(0, np.float32), 0, 0
     self._todo, self._hz, self._index = [], 0.0, 0
@@ -75,6 +77,7 @@ class Talk:
   def insert(self, parts):
     if any(part.get("text") == "unreadable" for part in parts):
       raise ValueError("the text can't be read.")
+    self._service.seeing.wait(5)
     self.asked.append(("insert", parts))
     self._jobs.put(lambda: self._todo.extend(
       word for part in parts for word in part.get("text", "picture").split()))
@@ -124,6 +127,9 @@ class Talk:
         word = self._todo.pop(0) + " "
         at = (self._index * FRAME + np.arange(FRAME)) / RATE
         out = (0.3 * np.sin(2 * np.pi * (self._hz or 700) * at)).astype(np.float32)
+      if self._service.mute:
+        out[:] = 0
+      self.out.append(out)
       self._index += 1
       self._emit(Frame(self._index - 1, out, word, self._service.took_s))
 
@@ -149,6 +155,9 @@ class Service:
     self.threads, self.full = [], False
     self.free = threading.Event()  # cleared: writing stands still after the first word
     self.free.set()
+    self.seeing = threading.Event()  # cleared: what is inserted takes its time
+    self.seeing.set()
+    self.mute = False
 
   def talk(self, *, seed, emit):
     if len(self.talks) >= self.slots:
@@ -173,8 +182,9 @@ class Service:
     return ticket
 
   def _write(self, ticket, to, max_new, breaks, emit):
-    done = 0
-    for done, word in enumerate(self.words[:max_new], 1):
+    said = 0
+    for word in self.words[:max_new]:
+      said += 1
       emit(Text(word + " ", to == "audio"))
       if to == "audio":
         emit(Sound(tone(0.08, rate=RATE)))
@@ -184,7 +194,7 @@ class Service:
         break
     reason = "cancelled" if ticket.cancelled.is_set() else "failed" if breaks else (
       "length" if max_new < len(self.words) else "stop")
-    emit(End(reason, 7, done, "it broke" if breaks else ""))
+    emit(End(reason, 7, said, "it broke" if breaks else ""))
 
   def close(self):
     self.free.set()
@@ -246,6 +256,11 @@ class Ear:
           raise self.closed
         self._more.clear()
         await self._more.wait()
+
+  async def until_all(self, kind, count):
+    """As many events of a kind, those seen before included."""
+    while len(self.all(kind)) < count:
+      await self.until(kind)
 
   async def until_closed(self, seconds=5):
     async with asyncio.timeout(seconds):
