@@ -7,6 +7,7 @@ the events is in realtime_session.py, the native full-duplex talk in duplex.py.
 import asyncio
 import collections
 import hmac
+import logging
 import math
 from typing import Any
 
@@ -19,6 +20,7 @@ from omnijax.serve.realtime_events import Problem
 from omnijax.serve.realtime_session import Session
 from omnijax.serve.realtime_shared import Service, Settings
 
+_LOG = logging.getLogger(__name__)
 _KEY = "openai-insecure-api-key."  # begins the subprotocol by which pages give their key
 _CLOSE_S = 2.0  # that a close frame may take
 
@@ -136,6 +138,7 @@ class Realtime:
     failed = [t for t in tasks if t.done() and t.exception() and not isinstance(
       t.exception(), WebSocketDisconnect)]
     if failed:
+      _LOG.error("a realtime session fails", exc_info=failed[0].exception())
       outbox.put(Problem("the server failed; connect again.", code="server_error",
                          kind="server_error").event(None))
       outbox.end(1011, "server error")
@@ -146,8 +149,6 @@ class Realtime:
     gone = reader.done() and isinstance(reader.exception(), WebSocketDisconnect)
     if not gone:
       await asyncio.wait({sender}, timeout=_CLOSE_S)
-    for task in failed:
-      task.result()
 
   async def _close(self, websocket: WebSocket, code: int, reason: str) -> None:
     """Closes in a bounded time; a client that reads nothing doesn't even get that."""

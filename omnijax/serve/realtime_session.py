@@ -200,9 +200,11 @@ class Session:
       try:
         await duplex.open()
       except Full as error:
+        self._send(Problem(str(error) or "no slot is free; try again later.",
+                           code="rate_limit_exceeded", kind="rate_limit_error"
+                           ).event(event.event_id))
         self._shared.end(1013, "no slot is free")
-        raise Problem(str(error) or "no slot is free; try again later.",
-                      code="rate_limit_exceeded", kind="rate_limit_error") from error
+        return
       except BaseException:
         duplex.close()
         raise

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soxr
 import voices
-from voices import FRAME, session, silence, speak, tone, unpacked, update
+from voices import FRAME, session, silence, soon, speak, tone, unpacked, update
 
 ASK = (silence(0.4), tone(0.4), silence(0.4))
 
@@ -61,7 +61,8 @@ def test_a_question_and_its_answer(url, service):
         "response.content_part.done", "response.output_item.done", "response.done"]
       assert ear.all("response.output_audio_transcript.done")[0].transcript == (
         "one two three four five six seven eight ")
-      return ear, mine, done
+    await soon(lambda: service.talks == [])  # the session has ended
+    return ear, mine, done
   ear, mine, done = asyncio.run(main())
   talk = service.all_talks[0]
   sound, words = told(ear, mine)
@@ -75,7 +76,6 @@ def test_a_question_and_its_answer(url, service):
   assert np.abs(sound - wanted)[200:].max() < 2e-3
   assert done.response.usage.output_tokens == 13
   assert done.response.usage.input_tokens == spoken[0]
-  assert service.talks == []  # the session has ended
 
 
 def test_what_the_client_says_is_found_and_timed(url):
@@ -258,18 +258,41 @@ def test_sound_does_not_wait_for_a_picture(url, service):
   async def main():
     async with session(url) as (connection, ear):
       await speak(connection, silence(0.1))
-      await asyncio.sleep(0.05)
+      await update(connection, ear)  # the talk is open
       service.seeing.clear()
       await connection.conversation.item.create(item={
         "type": "message", "role": "user", "content": [
           {"type": "input_image", "image_url": voices.png(8, 8)}]})
       await speak(connection, *ASK, silence(2))
       await ear.until("response.done")
-      assert ear.all("conversation.item.added")[0].item.content[0].type == "input_audio"
+      seen = [c.type for e in ear.all("conversation.item.added") for c in e.item.content]
+      assert "input_image" not in seen
       service.seeing.set()
       while (await ear.until("conversation.item.done")).item.content[0].type != "input_image":
         pass
   asyncio.run(main())
+
+
+def test_sound_does_not_overtake_a_change_of_turns(url, service):
+  async def main():
+    async with session(url) as (connection, ear):
+      await speak(connection, silence(0.1))
+      await update(connection, ear)  # the talk is open
+      service.seeing.clear()
+      await connection.conversation.item.create(item={
+        "type": "message", "role": "user", "content": [{"type": "input_text", "text": "wait"}]})
+      await connection.session.update(session={
+        "type": "realtime", "audio": {"input": {"turn_detection": None}}})
+      await speak(connection, tone(1))
+      await asyncio.sleep(0.1)
+      service.seeing.set()
+      await connection.input_audio_buffer.commit()
+      committed = await ear.until("input_audio_buffer.committed")
+      await connection.conversation.item.retrieve(item_id=committed.item_id)
+      kept = (await ear.until("conversation.item.retrieved")).item.content[0].audio
+      assert len(unpacked(kept)) == 24000
+  asyncio.run(main())
+  assert service.all_talks[0].heard < 0.1 * 16000 + 1
 
 
 def test_a_text_client_needs_no_sound(url, service):

@@ -12,6 +12,7 @@ import io
 import queue
 import socket
 import threading
+import time
 
 import numpy as np
 import openai
@@ -157,7 +158,7 @@ class Service:
     self.free.set()
     self.seeing = threading.Event()  # cleared: what is inserted takes its time
     self.seeing.set()
-    self.mute = False
+    self.mute, self.pace_s = False, 0.0
 
   def talk(self, *, seed, emit):
     if len(self.talks) >= self.slots:
@@ -188,6 +189,7 @@ class Service:
       emit(Text(word + " ", to == "audio"))
       if to == "audio":
         emit(Sound(tone(0.08, rate=RATE)))
+      time.sleep(self.pace_s)
       while not self.free.wait(0.005) and not ticket.cancelled.is_set():
         pass
       if ticket.cancelled.is_set() or breaks:
@@ -214,6 +216,8 @@ def serving(service, **settings):
   config = uvicorn.Config(app, log_level="error", lifespan="off", ws_max_size=8 << 20,
                           ws_per_message_deflate=False, timeout_graceful_shutdown=1)
   with socket.create_server(("127.0.0.1", 0)) as listening:
+    # What the system keeps for a client that doesn't read; connections have it from here.
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
@@ -224,6 +228,13 @@ def serving(service, **settings):
       service.close()
       thread.join(10)
       assert not thread.is_alive()
+
+
+async def soon(condition, seconds=10):
+  """Waits for what must come."""
+  async with asyncio.timeout(seconds):
+    while not condition():
+      await asyncio.sleep(0.01)
 
 
 class Ear:
@@ -244,7 +255,7 @@ class Ear:
     self.closed = self.closed or EOFError("closed")
     self._more.set()
 
-  async def until(self, *kinds, seconds=5):
+  async def until(self, *kinds, seconds=10):
     """The next event of one of these kinds; those before it are passed over."""
     async with asyncio.timeout(seconds):
       while True:
@@ -262,7 +273,7 @@ class Ear:
     while len(self.all(kind)) < count:
       await self.until(kind)
 
-  async def until_closed(self, seconds=5):
+  async def until_closed(self, seconds=10):
     async with asyncio.timeout(seconds):
       await self._task
     return self.closed
