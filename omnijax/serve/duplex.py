@@ -62,6 +62,7 @@ class Duplex:
 
     Raises:
       Full: none is free.
+      ValueError: the model can't talk.
     """
     emit = self._shared.on_loop(self._event)
 
@@ -74,7 +75,11 @@ class Duplex:
     await self._shared.in_thread(take)
     asked = itertools.takewhile(lambda item: item.role != "assistant",
                                 reversed(self._shared.conversation.items))
-    await self.insert(conversation_lib.prompt([*asked][::-1], self._shared.config.instructions))
+    try:
+      await self.insert(conversation_lib.prompt([*asked][::-1], self._shared.config.instructions))
+    except Problem as problem:
+      # The talk goes on without: else a client with an item that is too long could never talk.
+      self._shared.send(problem.event(None))
 
   def close(self) -> None:
     """Frees the slot; nothing more is told."""
@@ -123,16 +128,19 @@ class Duplex:
                        "previous_item_id": after})
     self._shared.announce(Item(self._item_id, "user", [Content("input_audio")]), after or "root")
 
-  async def insert(self, parts: list[dict[str, Any]]) -> None:
+  async def insert(self, parts: list[dict[str, Any]], param: str = "item") -> None:
     """Shows the model texts and pictures; sounds among them are left out.
 
     Raises:
-      ValueError: it can't read one.
+      Problem: it can't read one, or they are too long; `param` is where they come from.
     """
     seen = [part for part in parts if "audio" not in part]
     talk = self._talk
     if seen and talk:
-      await self._shared.in_thread(lambda: talk.insert(seen))
+      try:
+        await self._shared.in_thread(lambda: talk.insert(seen))
+      except ValueError as error:
+        raise Problem(str(error), param=param) from error
 
   def cancel(self, response_id: str | None) -> None:
     """Ends the response that is being said.

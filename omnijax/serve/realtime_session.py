@@ -162,7 +162,8 @@ class Session:
       self._turns = self._new_turns()
     self._send({"type": "session.updated", "session": self._describe()})
     if self._duplex and new.instructions and new.instructions != old.instructions:
-      await self._duplex.insert([{"text": new.instructions, "role": "user"}])
+      await self._duplex.insert([{"text": new.instructions, "role": "user"}],
+                                "session.instructions")
 
   def _new_resampler(self) -> Resampler:
     return Resampler(pcm.RATES[self._shared.config.audio.input.format.type],
@@ -205,6 +206,8 @@ class Session:
                            ).event(event.event_id))
         self._shared.end(1013, "no slot is free")
         return
+      except ValueError as error:
+        raise Problem(f"{error} Set turn_detection to server_vad or null.", param="type") from error
       except BaseException:
         duplex.close()
         raise
@@ -266,10 +269,7 @@ class Session:
         raise Problem("into a native talk sound comes by input_audio_buffer.append.", param="item")
       conversation.forget()
       conversation.check(item)
-      try:
-        await self._duplex.insert(conversation_lib.prompt([item]))
-      except ValueError as error:
-        raise Problem(str(error), param="item") from error
+      await self._duplex.insert(conversation_lib.prompt([item]))
       conversation.forget()  # others may have come meanwhile
       after = None
     self._shared.announce(item, after)

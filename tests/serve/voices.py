@@ -158,9 +158,11 @@ class Service:
     self.free.set()
     self.seeing = threading.Event()  # cleared: what is inserted takes its time
     self.seeing.set()
-    self.mute, self.pace_s = False, 0.0
+    self.mute, self.speechless, self.pace_s = False, False, 0.0
 
   def talk(self, *, seed, emit):
+    if self.speechless:
+      raise ValueError("the run's data.acoustic_delay is 2.")
     if len(self.talks) >= self.slots:
       raise Full("all 4 slots are taken")
     self.talks.append(Talk(self, emit))
