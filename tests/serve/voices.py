@@ -65,7 +65,7 @@ class Talk:
     self._jobs = queue.Queue()
     self._rest, self._loud, self._quiet = np.zeros(0, np.float32), 0, 0
     self._todo, self._hz, self._index = [], 0.0, 0
-    self._thread = threading.Thread(target=self._run)
+    self._thread = threading.Thread(target=self._run, daemon=True)
     self._thread.start()
 
   def hear(self, wave):
@@ -180,7 +180,7 @@ class Service:
     self.written.append({"parts": parts, "to": to, "max_new": max_new})
     self.tickets.append(ticket := Ticket())
     self.threads.append(threading.Thread(
-      target=self._write, args=(ticket, to, max_new, "break" in texts, emit)))
+      target=self._write, args=(ticket, to, max_new, "break" in texts, emit), daemon=True))
     self.threads[-1].start()
     return ticket
 
@@ -221,7 +221,7 @@ def serving(service, **settings):
     # What the system keeps for a client that doesn't read; connections have it from here.
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:
       yield f"ws://127.0.0.1:{listening.getsockname()[1]}/v1"
@@ -303,6 +303,17 @@ async def session(url, *, key="none", model="tiny", **kwargs):
 async def update(connection, ear, **fields):
   await connection.session.update(session={"type": "realtime", **fields})
   return (await ear.until("session.updated")).session
+
+
+def item(*content, **fields):
+  """An event that creates an item of the user."""
+  return {"type": "conversation.item.create",
+          "item": {"type": "message", "role": "user", "content": list(content), **fields}}
+
+
+def config(**fields):
+  """An event that changes the session."""
+  return {"type": "session.update", "session": {"type": "realtime", **fields}}
 
 
 async def speak(connection, *waves, piece_s=0.04):
