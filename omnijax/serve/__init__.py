@@ -1,1 +1,1 @@
-"""The server: OpenAI's HTTP interface in front of a service. Read app.py first."""
+"""A model behind OpenAI's API, HTTP and WebSocket, and a web page to talk to it. Read app.py first."""
