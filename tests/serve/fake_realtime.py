@@ -192,7 +192,8 @@ def create(fake: Fake) -> Starlette:
     return refused(request) or JSONResponse({"object": "list", "data": [{"id": "tiny-omni"}]})
 
   async def health(request: Request) -> Response:
-    return JSONResponse({"status": "ok", "slots": 4, "talk": 1, "write": 0, "queued": 0})
+    return JSONResponse({"status": "ok", "model": "tiny-omni", "active": {
+      "slots": 4, "talk": 1, "write": 0, "queued": 0}})
 
   async def chat(request: Request) -> Response:
     body = await request.json()

@@ -5,6 +5,7 @@ Shapes: L samples.
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 import urllib.parse
@@ -72,7 +73,6 @@ def page(chromium, fake):
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", lambda line: complaints.append(line.text)
             if line.type in ("error", "warning") else None)
-    page.url_ = url
     page.goto(url)
     page.wait_for_selector("body[data-server]")
     yield page
@@ -89,17 +89,18 @@ def data(page, name):
   return page.evaluate("name => document.body.dataset[name]", name)
 
 
-def wait(page, condition, argument=None):
-  page.wait_for_function(condition, arg=argument)
-
-
 def wait_for(page, found):
-  """Waits until something is so at the server."""
-  for _ in range(400):
+  """Waits until something is so."""
+  for _ in range(500):
     if found():
       return
     page.wait_for_timeout(20)
   raise AssertionError("it did not happen")
+
+
+def wait(page, condition):
+  # Not the browser's own waiting: it evaluates strings, which the page's policy forbids.
+  wait_for(page, lambda: page.evaluate(condition))
 
 
 def tab_to(page, wanted):
@@ -112,11 +113,9 @@ def tab_to(page, wanted):
 
 
 def turns(page, who):
-  return [turn.inner_text().split("\n", 1)[1].strip() for turn in page.query_selector_all(f".{who}.turn")]
-
-
-def heard(fake):
-  return np.concatenate(fake.heard)
+  """What the page shows of one side's turns, each without its heading."""
+  found = page.query_selector_all(f".{who}.turn")
+  return [turn.inner_text().split("\n", 1)[1].strip() for turn in found]
 
 
 def test_a_conversation_with_an_interruption_by_the_space_bar_alone(page, fake):
@@ -144,7 +143,7 @@ def test_a_conversation_with_an_interruption_by_the_space_bar_alone(page, fake):
   assert page.inner_text("#latency").endswith(" s") and "of 2" in page.inner_text("#latency-median")
   # What the server heard is what the microphone said, in pieces of 20 ms.
   assert {len(piece) for piece in fake.heard} == {480}
-  wave_L = heard(fake)
+  wave_L = np.concatenate(fake.heard)
   burst_L = wave_L[np.argmax(np.abs(wave_L) > 0.1):][:RATE // 2]
   peak = np.argmax(np.abs(np.fft.rfft(burst_L * np.hanning(len(burst_L))))) * RATE / len(burst_L)
   assert abs(peak - PITCH) < 4
@@ -165,7 +164,6 @@ def test_a_model_that_takes_turns_is_silenced_by_speech(page, fake):
   # All of it had been sent long ago: nothing to cancel. Played: 1.6 s, less what it took to begin.
   assert fake.sent["said_1"] * 1000 / RATE == ANSWER_MS and not fake.of("response.cancel")
   assert 1200 < cut["audio_end_ms"] < 1700
-  # Its words came before its sound, so that all count as begun with it.
   wait(page, "document.querySelectorAll('.turn.model').length === 2")
   assert "interrupted" in turns(page, "model")[0]
 
@@ -189,7 +187,7 @@ def test_escape_silences_and_typing_goes_into_the_conversation(page, fake):
   wait_for(page, lambda: fake.of("conversation.item.truncate"))
   assert [event["event_id"] for event in fake.of("response.cancel")] == ["cancel_0"]
   assert 0 < fake.of("conversation.item.truncate")[0]["audio_end_ms"] < 1000
-  page.keyboard.press("Escape")  # there is nothing to silence: nothing is sent
+  page.keyboard.press("Escape")  # there is nothing to silence: nothing more is sent
   assert turns(page, "user")[0] == "what is this" and not fake.bodies
   assert page.evaluate("document.activeElement.id") == "text"
 
@@ -240,7 +238,8 @@ def test_the_keyboard_alone_writes_and_has_each_kind_of_answer(page, fake):
   with page.expect_download() as download:
     page.keyboard.press("Enter")
   assert download.value.suggested_filename == "picture-1.png"
-  assert Image.open(download.value.path()).size == (PICTURE_SIDE, PICTURE_SIDE)
+  with Image.open(download.value.path()) as image:
+    assert image.size == (PICTURE_SIDE, PICTURE_SIDE)
 
   tab_to(page, "send")
   tab_to(page, "clear")
@@ -254,11 +253,9 @@ def sent_picture(fake):
   [message] = body["messages"]
   kinds = [part["type"] for part in message["content"]]
   url = message["content"][-1]["image_url"]["url"]
-  head, base64 = url.split(",")
+  head, body = url.split(",")
   assert head == "data:image/png;base64"
-  import base64 as codec
-
-  return kinds, Image.open(io.BytesIO(codec.b64decode(base64)))
+  return kinds, Image.open(io.BytesIO(base64.b64decode(body)))
 
 
 def file(width, height, form="PNG"):
@@ -271,11 +268,13 @@ def file(width, height, form="PNG"):
 
 
 def test_pictures_are_chosen_pasted_and_dropped(page, fake):
+  choosers = []
+  page.on("filechooser", lambda chooser: choosers.append(chooser))
   tab_to(page, "choose")
-  with page.expect_file_chooser() as chooser:
-    page.keyboard.press("Enter")
-  chooser.value.set_files({"name": "wide.jpg", "mimeType": "image/jpeg",
-                           "buffer": file(1024, 512, "JPEG")})
+  page.keyboard.press("Enter")
+  wait_for(page, lambda: choosers)
+  choosers[0].set_files({"name": "wide.jpg", "mimeType": "image/jpeg",
+                         "buffer": file(1024, 512, "JPEG")})
   page.wait_for_selector("#preview:not([hidden])")
   assert page.evaluate("document.activeElement.id") == "text"
   page.keyboard.type("what is it")
@@ -359,11 +358,11 @@ def test_a_broken_conversation_is_told_and_connected_again(page, fake):
   page.click("#talk")
   page.wait_for_selector("#notice-action:not([hidden])")
   assert "hung up" in page.inner_text("#notice-text") and data(page, "state") == "idle"
+  assert page.inner_text("#notice-action") == "Reconnect"
   fake.hang_up_after = 0
   page.click("#notice-action")
   wait(page, "document.body.dataset.state === 'live'")
   assert page.is_hidden("#notice")
-  # A microphone that is pulled out.
   before = fake.appends
   wait_for(page, lambda: fake.appends > before)
 
@@ -417,7 +416,7 @@ def test_a_key_is_asked_for_only_where_one_is_wanted(page, fake):
   wait(page, "document.body.dataset.state === 'live'")
 
 
-# What a worklet makes of a sine: [samples, gain] at a rate of the microphone.
+# What the worklet makes of a second of a sine: 16-bit samples.
 CAPTURE = """async ([rate, hertz]) => {
   const context = new OfflineAudioContext(1, rate, rate);
   await context.audioWorklet.addModule("capture.js");

@@ -10,11 +10,13 @@ import {Waves} from "./waves.js";
 const $ = (id) => document.getElementById(id);
 const REFRESH_MS = 10_000;
 
+const touched = matchMedia("(pointer: coarse)").matches;
 const STATES = {
-  idle: "Press Talk or the space bar, then speak.",
+  idle: touched ? "Press Talk, then speak." : "Press Talk or the space bar, then speak.",
   asking: "Waiting for leave to use the microphone\u2026",
   connecting: "Connecting\u2026",
-  live: "Speak whenever you like, also while it speaks. Esc silences it.",
+  live: "Speak whenever you like, also while it speaks."
+    + (touched ? "" : " Esc silences it."),
 };
 const PHASES = {
   listening: "Listening",
@@ -27,7 +29,8 @@ const transcript = new Transcript($("log"), $("empty"));
 const waves = new Waves($("waves"));
 let talk = null;
 let model = null;
-let latencies = [];
+let speaker = null;  // the last that played
+const latencies = [];
 
 // ---- what goes wrong, in words -----------------------------------------------------------------
 
@@ -72,7 +75,7 @@ function show(state) {
   $("status").textContent = STATES[state];
   $("talk-label").textContent = BUTTONS[state];
   $("talk").setAttribute("aria-pressed", String(state !== "idle"));
-  $("answers").disabled = state !== "idle";
+  $("answers").disabled = $("remembering").hidden = state !== "idle";
   $("spoken-hint").hidden = state === "idle";
 }
 
@@ -96,10 +99,11 @@ function hooks() {
     latency: showLatency,
     problem: (message) => complain(message),
     ended(problem) {
+      const label = document.body.dataset.state === "live" ? "Reconnect" : "Try again";
       talk = null;
       show("idle");
       for (const open of turns.values()) open.done();
-      if (problem) complain(problem, {label: "Reconnect", run: toggleTalk});
+      if (problem) complain(problem, {label, run: toggleTalk});
       refresh();
     },
   };
@@ -197,6 +201,8 @@ $("clear").onclick = () => {
 
 // ---- the server's state, and what moves --------------------------------------------------------
 
+const FAULTS = {0: "does not answer", 401: "wants an API key", 503: "takes nobody new"};
+
 function places({slots, talk: talks, write, queued}) {
   const busy = `${talks + write} of ${slots} places in use`;
   return queued ? `${busy}, ${queued} waiting` : busy;
@@ -207,11 +213,11 @@ async function refresh() {
     model = await server.model();
     $("model").textContent = model;
     const found = await server.health();
-    $("health").textContent = `${found.status}, ${places(found)}`;
+    $("health").textContent = `${found.status}, ${places(found.active)}`;
     document.body.dataset.server = "up";
   } catch (problem) {
     document.body.dataset.server = "down";
-    $("health").textContent = problem.status === 401 ? "wants an API key" : "does not answer";
+    $("health").textContent = FAULTS[problem.status] ?? problem.message;
     if (problem.status === 401 && $("key-form").hidden) askForKey();
   }
 }
@@ -220,7 +226,7 @@ setInterval(() => document.hidden || refresh(), REFRESH_MS);
 document.addEventListener("visibilitychange", () => document.hidden || refresh());
 
 function frame() {
-  const speaker = talk?.speaker ?? typed.speaker;
+  speaker = talk?.speaker ?? typed.speaker ?? speaker;
   if (speaker) document.body.dataset.playedMs = speaker.playedMs;
   const phase = talk && document.body.dataset.state === "live" ? talk.phase : "";
   if (document.body.dataset.phase !== phase) {

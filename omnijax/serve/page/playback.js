@@ -3,7 +3,8 @@
 // speaker has said is known here only.
 //
 // In:  {sound: Float32Array, item}   {end: item}: no more of it comes   {flush: true}: silence now
-// Out: {started: item}   {finished: item}   {level: RMS, total: samples played}, every 512 samples
+// Out: {started: item}   {finished: item, total}
+//      {level: RMS, total: samples played}, every 512 samples
 //      {flushed: [{item, played}]}: what was cut off, and after how many samples
 
 const REPORT = 512;
@@ -81,7 +82,7 @@ class Playback extends AudioWorkletProcessor {
 
   finish(item) {
     this.items.delete(item);
-    this.port.postMessage({finished: item});
+    this.port.postMessage({finished: item, total: this.total});
   }
 
   // The block at hand fades out, as a wave that is cut clicks; it counts as played.

@@ -22,15 +22,13 @@ export class Speaker {
     this.node = new AudioWorkletNode(context, "playback", options);
     this.node.connect(context.destination);
     this.node.port.onmessage = ({data}) => {
+      if (data.total !== undefined) this.playedMs = inMs(data.total);
       if (data.started !== undefined) started(data.started);
       else if (data.finished !== undefined) {
         this.unfinished.delete(data.finished);
         if (!this.busy) idle?.();
       } else if (data.flushed) this.flushes.shift()(data.flushed);
-      else {
-        this.playedMs = inMs(data.total);
-        level(data.level);
-      }
+      else level(data.level);
     };
   }
 

@@ -13,10 +13,21 @@ function element(tag, properties = {}, ...children) {
 export const seconds = (ms) => `${(ms / 1000).toFixed(1)} s`;
 
 export class Transcript {
+  // Who reads the end goes on to see the end; who has scrolled up is left alone.
   constructor(log, empty) {
     this.log = log;
     this.empty = empty;
-    this.pictures = 0;
+    let following = true, last = 0;
+    log.onscroll = () => {
+      const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 24;
+      if (atEnd) following = true;
+      else if (log.scrollTop < last) following = false;
+      last = log.scrollTop;
+    };
+    this.sizes = new ResizeObserver(() => {
+      if (following) log.scrollTop = log.scrollHeight;
+    });
+    this.sizes.observe(log);
   }
 
   // A new turn of "user" or "model".
@@ -30,19 +41,10 @@ export class Transcript {
     this.log.replaceChildren(this.empty);
     this.empty.hidden = false;
   }
-
-  // Runs change(); who reads the end goes on to see the end.
-  keepEnd(change) {
-    const {log} = this;
-    const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 48;
-    change();
-    if (atEnd) log.scrollTop = log.scrollHeight;
-  }
 }
 
 class Turn {
   constructor(transcript, who) {
-    this.transcript = transcript;
     this.text = "";
     this.words_ = element("p", {className: "words"});
     this.note_ = element("p", {className: "note", hidden: true});
@@ -50,7 +52,8 @@ class Turn {
       element("h3", {textContent: NAMES[who]}), this.words_, this.note_);
     // A screen reader waits until the turn is whole, else it would read single words.
     this.article.ariaBusy = "true";
-    transcript.keepEnd(() => transcript.log.append(this.article));
+    transcript.log.append(this.article);
+    transcript.sizes.observe(this.article);
   }
 
   // More words. atMs: where in the turn's sound they begin.
@@ -58,26 +61,24 @@ class Turn {
     this.text += text;
     const span = element("span", {textContent: text});
     span.dataset.at = atMs;
-    this.transcript.keepEnd(() => this.words_.append(span));
+    this.words_.append(span);
     return this;
   }
 
   note(text) {
-    this.transcript.keepEnd(() => {
-      this.note_.textContent = text;
-      this.note_.hidden = false;
-    });
+    this.note_.textContent = text;
+    this.note_.hidden = false;
     return this;
   }
 
   // url: a data URL. A click saves it.
   picture(url, alt, name) {
     const image = element("img", {alt});
-    image.onload = () => this.transcript.keepEnd(() => {
+    image.onload = () => {
       const side = Math.max(image.naturalWidth, image.naturalHeight);
       image.classList.toggle("tiny", side <= TINY);
       image.width = side <= TINY ? image.naturalWidth * Math.floor(192 / side) : image.naturalWidth;
-    });
+    };
     image.src = url;
     const link = element("a", {href: url, download: name, title: "Save the picture"}, image);
     this.article.insertBefore(link, this.note_);
@@ -88,7 +89,7 @@ class Turn {
   sound(blob) {
     const player = element("audio", {controls: true, src: URL.createObjectURL(blob)});
     player.ariaLabel = "The spoken answer";
-    this.transcript.keepEnd(() => this.article.insertBefore(player, this.note_));
+    this.article.insertBefore(player, this.note_);
     return this;
   }
 
