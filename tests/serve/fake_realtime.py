@@ -1,8 +1,8 @@
 """A server for tests of the web page: the page itself, and just enough of what it talks to.
 
-Its model answers each loud stretch of what it hears with three seconds of a tone. A native one does so
-frame by frame, as sound is heard, and falls silent when it hears loudness for long enough while it
-speaks; one that takes turns sends its whole answer at once. Shapes: L samples.
+Its model answers each loud stretch of what it hears with three seconds of a tone. A native one does
+so frame by frame, as sound is heard, and falls silent when it hears loudness for long enough while
+it speaks; one that takes turns sends its whole answer at once. Shapes: L samples.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ class Fake:
   key: str = ""  # wanted of everybody, if any
   full: bool = False  # no place for a conversation
   native: bool = True
+  late: int = 0  # frames from the last sound of an answer until it is said to be done
+  deaf: bool = False  # nothing that is heard is loud
   hang_up_after: int = 0  # frames; 0: never
   events: list[dict] = field(default_factory=list)  # of clients, without the sound
   heard: list[np.ndarray] = field(default_factory=list)
@@ -80,6 +82,7 @@ class Conversation:
     self.hearing = ""  # the item that is being heard
     self.item = ""  # the item that is being said
     self.said = 0  # frames of it
+    self.owed: list[tuple[int, dict]] = []  # at which frame: an answer that is done
 
   async def send(self, kind: str, **more) -> None:
     await self.socket.send_json({"type": kind, "event_id": "event", **more})
@@ -120,7 +123,9 @@ class Conversation:
     if self.frames == self.fake.hang_up_after:
       await self.socket.close(1011)
       return
-    self.loud, self.quiet = (self.loud + 1, 0) if level > LOUD else (0, self.quiet + 1)
+    loud = level > LOUD and not self.fake.deaf
+    self.loud, self.quiet = (self.loud + 1, 0) if loud else (0, self.quiet + 1)
+    await self.settle()
     ms = self.frames * 80
     if self.loud and not self.hearing:
       self.hearing = f"heard_{self.frames}"
@@ -162,8 +167,13 @@ class Conversation:
   async def end(self, status: str) -> None:
     item, self.item = self.item, ""
     await self.send("response.output_audio.done", item_id=item, response_id=item)
-    await self.send("response.done", response={"id": item, "status": status,
-                                               "output": [{"id": item}]})
+    self.owed.append((self.frames + self.fake.late,
+                      {"id": item, "status": status, "output": [{"id": item}]}))
+    await self.settle()
+
+  async def settle(self) -> None:
+    while self.owed and self.owed[0][0] <= self.frames:
+      await self.send("response.done", response=self.owed.pop(0)[1])
 
 
 async def _answer(body: dict) -> AsyncIterator[str]:
