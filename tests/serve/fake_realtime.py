@@ -79,6 +79,7 @@ class Conversation:
     self.fake, self.socket = fake, socket
     self.left_L = np.zeros(0)
     self.frames = self.loud = self.quiet = self.answers = 0
+    self.turns = "native"
     self.hearing = ""  # the item that is being heard
     self.item = ""  # the item that is being said
     self.said = 0  # frames of it
@@ -87,12 +88,19 @@ class Conversation:
   async def send(self, kind: str, **more) -> None:
     await self.socket.send_json({"type": kind, "event_id": "event", **more})
 
+  async def refuse(self, event: dict, code: str, message: str) -> None:
+    await self.send("error", error={"type": "invalid_request_error", "code": code,
+                                    "message": message, "event_id": event.get("event_id")})
+
   async def receive(self, event: dict) -> None:
     if event["type"] != "input_audio_buffer.append":
       self.fake.events.append(event)
     match event["type"]:
       case "session.update":
+        self.turns = event["session"]["audio"]["input"]["turn_detection"]["type"]
         await self.send("session.updated", session=event["session"])
+      case "input_audio_buffer.append" if self.turns == "native" and not self.fake.native:
+        await self.refuse(event, "invalid_value", "Set turn_detection to server_vad or null.")
       case "input_audio_buffer.append":
         wave_L = np.frombuffer(base64.b64decode(event["audio"]), "<i2") / 32768
         self.fake.heard.append(wave_L)
@@ -104,8 +112,7 @@ class Conversation:
       case "response.cancel" if self.item:
         await self.end("cancelled")
       case "response.cancel":
-        await self.send("error", error={"type": "invalid_request_error", "message": "no response",
-                                        "event_id": event.get("event_id")})
+        await self.refuse(event, "response_cancel_not_active", "There is no response.")
       case "conversation.item.truncate":
         most = self.fake.sent[event["item_id"]] * 1000 / RATE
         assert 0 <= event["audio_end_ms"] <= most, (event, most)
@@ -225,8 +232,7 @@ def create(fake: Fake) -> Starlette:
     await socket.accept(subprotocol="realtime")
     assert socket.query_params["model"] == "tiny-omni"
     talk = Conversation(fake, socket)
-    turns = {"type": "native" if fake.native else "server_vad"}
-    await talk.send("session.created", session={"audio": {"input": {"turn_detection": turns}}})
+    await talk.send("session.created", session={})
     with contextlib.suppress(WebSocketDisconnect, RuntimeError):
       while True:
         await talk.receive(await socket.receive_json())

@@ -17,13 +17,15 @@ const STATES = {
   connecting: "Connecting\u2026",
   live: "Speak whenever you like, also while it speaks."
     + (touched ? "" : " Esc silences it."),
+  turns: "This model takes turns: speak, then wait. Speaking interrupts it.",
 };
 const PHASES = {
   listening: "Listening",
   hearing: "Hearing you",
   speaking: "Speaking",
 };
-const BUTTONS = {idle: "Talk", asking: "Cancel", connecting: "Cancel", live: "End"};
+const BUTTONS = {idle: "Talk", asking: "Cancel", connecting: "Cancel", live: "End", turns: "End"};
+const connected = () => ["live", "turns"].includes(document.body.dataset.state);
 
 const transcript = new Transcript($("log"), $("empty"));
 const waves = new Waves($("waves"));
@@ -37,8 +39,10 @@ const latencies = [];
 // problem: a sentence, or an Error. action: {label, run} of a button that may help.
 function complain(problem, action = null) {
   if (problem.status === 401) return askForKey();
+  const text = problem.message ?? problem;
   $("notice").hidden = false;
-  $("notice-text").textContent = problem.message ?? problem;
+  // The same again is no news to a screen reader.
+  if ($("notice-text").textContent !== text) $("notice-text").textContent = text;
   $("notice-action").hidden = !action;
   if (!action) return;
   $("notice-action").textContent = action.label;
@@ -99,7 +103,7 @@ function hooks() {
     latency: showLatency,
     problem: (message) => complain(message),
     ended(problem) {
-      const label = document.body.dataset.state === "live" ? "Reconnect" : "Try again";
+      const label = connected() ? "Reconnect" : "Try again";
       talk = null;
       show("idle");
       for (const open of turns.values()) open.done();
@@ -162,7 +166,7 @@ const typed = new Typed(transcript, {
 
 // Whether the message was taken.
 function send(message) {
-  if (talk && document.body.dataset.state !== "live") return false;
+  if (talk && !connected()) return false;
   $("notice").hidden = true;
   const {text, picture} = message;
   if (!talk && composer.answer === "picture" && picture) {
@@ -210,9 +214,10 @@ function places({slots, talk: talks, write, queued}) {
 
 async function refresh() {
   try {
-    model = await server.model();
-    $("model").textContent = model;
+    model ??= await server.model();
     const found = await server.health();
+    if (found.model !== model) model = await server.model();  // another server by now
+    $("model").textContent = model;
     $("health").textContent = `${found.status}, ${places(found.active)}`;
     document.body.dataset.server = "up";
   } catch (problem) {
@@ -228,7 +233,7 @@ document.addEventListener("visibilitychange", () => document.hidden || refresh()
 function frame() {
   speaker = talk?.speaker ?? typed.speaker ?? speaker;
   if (speaker) document.body.dataset.playedMs = speaker.playedMs;
-  const phase = talk && document.body.dataset.state === "live" ? talk.phase : "";
+  const phase = talk && connected() ? talk.phase : "";
   if (document.body.dataset.phase !== phase) {
     document.body.dataset.phase = phase;
     $("phase").textContent = PHASES[phase] ?? "";

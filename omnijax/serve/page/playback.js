@@ -3,11 +3,12 @@
 // speaker has said is known here only.
 //
 // In:  {sound: Float32Array, item}   {end: item}: no more of it comes   {flush: true}: silence now
-// Out: {started: item}   {finished: item, total}
+// Out: {started: item}: its first audible sample   {finished: item, total}
 //      {level: RMS, total: samples played}, every 512 samples
 //      {flushed: [{item, played}]}: what was cut off, and after how many samples
 
 const REPORT = 512;
+const AUDIBLE = 0.003;  // -50 dBFS
 // Sound waits this long before it starts, so that what follows may be late by as much. Each gap
 // that is heard all the same makes the wait longer.
 const FIRST_WAIT = 0.04 * sampleRate;
@@ -18,7 +19,7 @@ class Playback extends AudioWorkletProcessor {
   constructor() {
     super();
     this.queue = [];  // [{item, wave, at}]
-    this.items = new Map();  // of those not finished: item -> {played, ended}
+    this.items = new Map();  // of those not finished: item -> {played, ended, sounded}
     this.lead = FIRST_WAIT;
     this.wait = 0;
     this.running = false;
@@ -32,7 +33,7 @@ class Playback extends AudioWorkletProcessor {
   receive({sound, item, end, flush}) {
     if (sound) {
       const known = this.items.has(item);
-      if (!known) this.items.set(item, {played: 0, ended: false});
+      if (!known) this.items.set(item, {played: 0, ended: false, sounded: false});
       if (!this.queue.length && !this.running) {
         if (known) this.lead = Math.min(this.lead + LONGER, LONGEST);  // this was a gap
         this.wait = this.lead;
@@ -65,8 +66,11 @@ class Playback extends AudioWorkletProcessor {
     while (filled < out.length && this.queue.length) {
       const piece = this.queue[0];
       const state = this.items.get(piece.item);
-      if (!state.played) this.port.postMessage({started: piece.item});
       const some = piece.wave.subarray(piece.at, piece.at + out.length - filled);
+      if (!state.sounded && some.some((sample) => Math.abs(sample) > AUDIBLE)) {
+        state.sounded = true;
+        this.port.postMessage({started: piece.item});
+      }
       out.set(some, filled);
       filled += some.length;
       piece.at += some.length;

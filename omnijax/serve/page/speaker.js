@@ -3,8 +3,8 @@
 import {RATE, toFloat} from "./pcm.js";
 
 export class Speaker {
-  // started(item): its first sample is played now. idle(): all is played. level(RMS): about 47
-  // times a second.
+  // started(item): its first audible sample is played now. idle(): all is played. level(RMS): about
+  // 47 times a second.
   static async open({started, idle, level}) {
     const context = new AudioContext({sampleRate: RATE, latencyHint: "interactive"});
     await context.audioWorklet.addModule(new URL("playback.js", import.meta.url));

@@ -14,8 +14,10 @@ const session = (turns) => ({
 });
 // Four seconds of sound in base64: so much may wait to be sent.
 const MOST_WAITING = 4 * RATE * 2 * 4 / 3;
-// Errors that answer a cancel are none: the answer had ended before it arrived.
-const CANCEL = "cancel_";
+// Ids of events. Errors that answer a cut are none: the answer had ended before it arrived. What is
+// refused of sound is that the model should listen while it speaks: then turns are taken.
+const CUT = "cut";
+const SOUND = "sound";
 
 const CLOSED = {
   1001: "The server is shutting down.",
@@ -25,9 +27,10 @@ const CLOSED = {
   1013: "The server is busy: all its places are taken. Try again in a while.",
 };
 
-// hooks, all called with what happens: state("asking" | "connecting" | "live"), heardStart(item),
-// heardEnd(item, ms), words(item, text, atMs), spoken(item), cut(item, ms), latency(ms),
-// levels("user" | "model", RMS), problem(message), and once, at the end, ended(problem or null).
+// hooks, all called with what happens: state("asking" | "connecting" | "live" | "turns"),
+// heardStart(item), heardEnd(item, ms), words(item, text, atMs), spoken(item), cut(item, ms),
+// latency(ms), levels("user" | "model", RMS), problem(message), and once, at the end,
+// ended(problem or null).
 export class Talk {
   constructor(hooks) {
     this.hooks = hooks;
@@ -41,7 +44,6 @@ export class Talk {
     this.received = new Map();  // samples of each item
     this.cut = new Set();  // items that were interrupted: what still comes of them is dropped
     this.heardFrom = new Map();
-    this.cancels = 0;
     this.complaint = null;
   }
 
@@ -76,7 +78,7 @@ export class Talk {
     if (this.socket.bufferedAmount > MOST_WAITING) {
       return this.stop("The connection is too slow for a live conversation.");
     }
-    this.send({type: "input_audio_buffer.append", audio: toBase64(pcm)});
+    this.send({type: "input_audio_buffer.append", event_id: SOUND, audio: toBase64(pcm)});
   }
 
   send(event) {
@@ -84,12 +86,13 @@ export class Talk {
   }
 
   receive(event) {
+    if (event.type !== "error") this.complaint = null;
     switch (event.type) {
       case "session.created":
-        return this.configure(event.session);
+        return this.configure();
       case "session.updated":
         this.ready = true;
-        return this.hooks.state("live");
+        return this.hooks.state(this.native ? "live" : "turns");
       case "input_audio_buffer.speech_started":
         this.heardFrom.set(event.item_id, event.audio_start_ms);
         this.hearing = true;
@@ -118,11 +121,9 @@ export class Talk {
     }
   }
 
-  // Full duplex; but turns by loudness if that is what the server says that its model can do.
-  configure({audio}) {
-    const offered = audio?.input?.turn_detection;
-    this.native = offered?.type !== "server_vad";
-    this.send({type: "session.update", session: session(this.native ? {type: "native"} : offered)});
+  configure() {
+    const turns = {type: this.native ? "native" : "server_vad"};
+    this.send({type: "session.update", session: session(turns)});
   }
 
   receivedMs(item) {
@@ -164,9 +165,7 @@ export class Talk {
   // What is being said ends here and now, and the server learns how much of it was heard.
   interrupt() {
     if (!this.speaker?.busy) return;
-    if (this.response) {
-      this.send({type: "response.cancel", event_id: `${CANCEL}${this.cancels++}`});
-    }
+    if (this.response) this.send({type: "response.cancel", event_id: CUT});
     return this.silence();
   }
 
@@ -174,8 +173,8 @@ export class Talk {
     if (!this.speaker?.busy) return;
     for (const item of this.speaker.unfinished) this.cut.add(item);
     for (const {item, ms} of await this.speaker.flush()) {
-      this.send({type: "conversation.item.truncate", item_id: item, content_index: 0,
-                 audio_end_ms: ms});
+      this.send({type: "conversation.item.truncate", event_id: CUT, item_id: item,
+                 content_index: 0, audio_end_ms: ms});
       this.hooks.cut(item, ms);
     }
   }
@@ -189,8 +188,17 @@ export class Talk {
   }
 
   failed(error) {
-    if (error.event_id?.startsWith(CANCEL)) return;
+    if (error.event_id === CUT) return;
+    if (error.event_id === SOUND && error.code === "invalid_value") return this.takeTurns();
     this.complain(error.message);
+  }
+
+  // The model can't hear while it speaks: the server finds by loudness whose turn it is.
+  takeTurns() {
+    if (!this.native) return;  // of sound that was on its way
+    this.native = false;
+    this.hooks.state("turns");
+    this.configure();
   }
 
   complain(message) {
@@ -202,10 +210,11 @@ export class Talk {
   // A browser does not tell a page why a socket did not open; asking for the models may.
   async closed({code, reason}) {
     if (code === 1006 && !this.ready) {
-      const refused = "The server refused the conversation. Perhaps all its places are taken.";
+      const refused = "The server refused the conversation. Perhaps all its places are "
+        + "taken; its log says why.";
       return this.stop(await server.model().then(() => refused, (fault) => fault));
     }
-    this.stop(reason || this.complaint || CLOSED[code] || `The server hung up (code ${code}).`);
+    this.stop(this.complaint || reason || CLOSED[code] || `The server hung up (code ${code}).`);
   }
 
   // problem: a sentence or an Error for the user; null: as was wished.
