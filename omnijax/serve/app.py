@@ -6,7 +6,17 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 import omnijax
-from omnijax.serve import chat, errors, images, models, speech, transcriptions
+from omnijax.serve import (
+  chat,
+  errors,
+  images,
+  models,
+  realtime,
+  realtime_shared,
+  speech,
+  static,
+  transcriptions,
+)
 from omnijax.serve.context import Context
 from omnijax.serve.gate import Gate
 from omnijax.serve.settings import Settings
@@ -33,6 +43,13 @@ def create(service: Any, settings: Settings) -> FastAPI:
   app.add_exception_handler(Gone, _gone)
   for part in (chat, images, speech, transcriptions, models):
     app.include_router(part.router(context))
+  limits = realtime_shared.Settings(
+    api_keys=frozenset(settings.api_keys), pixels=int(settings.max_megapixels * 1e6),
+    buffer_s=settings.max_audio_s, outgoing_bytes=int(settings.max_buffer_mb * 1e6),
+    message_bytes=int(settings.max_upload_mb * 1e6), sessions=settings.requests,
+    metrics=context.metrics)
+  app.add_websocket_route("/v1/realtime", realtime.Realtime(service, limits).endpoint)
+  app.mount("/", static.page())
   app.add_middleware(Gate, context=context)
   return app
 

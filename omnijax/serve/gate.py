@@ -7,10 +7,11 @@ import uuid
 import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from omnijax.serve.access import bearer
 from omnijax.serve.context import Context
-from omnijax.serve.errors import Failed, Refused
+from omnijax.serve.errors import Failed, Refused, Stopping
 
 _log = logging.getLogger("omnijax")
 _GUARDED = "/v1/"
@@ -31,6 +32,8 @@ class Gate:
   async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
       await _Passage(self._app, self._context, scope, receive, send).run()
+    elif scope["type"] == "websocket" and self._context.access.stopping:
+      await WebSocket(scope, receive, send).send_denial_response(Stopping().response())
     elif scope["type"] == "websocket":
       self._context.access.inside += 1
       try:
