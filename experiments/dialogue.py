@@ -19,7 +19,7 @@ from omnijax import config
 def run() -> config.Run:
   return config.Run(
     name="dialogue",
-    # The quickstart's size. It remembers 10 s: dialogues of four times that teach it to go on for ever.
+    # The quickstart's size. It remembers 10 s; longer dialogues teach it to go on for ever.
     model=config.Model(layers=4, dim=192, heads=8, kv_heads=8, head_dim=16, mlp=384,
                        depth_layers=1, depth_dim=128, depth_heads=8, depth_mlp=256, rope_theta=10.0,
                        attention_window=128, unroll=4),

@@ -48,8 +48,8 @@ def create(service: Any, settings: Settings) -> FastAPI:
     buffer_s=settings.max_audio_s, outgoing_bytes=int(settings.max_buffer_mb * 1e6),
     message_bytes=int(settings.max_upload_mb * 1e6), sessions=settings.requests,
     metrics=context.metrics)
-  app.add_websocket_route("/v1/realtime", realtime.Realtime(service, limits).endpoint)
-  app.mount("/", static.page())
+  app.add_api_websocket_route("/v1/realtime", realtime.Realtime(service, limits).endpoint)
+  app.routes.extend(static.page())
   app.add_middleware(Gate, context=context)
   return app
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from starlette.datastructures import MutableHeaders
+from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 FOLDER = Path(__file__).parent / "page"
 HEADERS = {
@@ -23,16 +24,23 @@ HEADERS = {
 }
 
 
-def page() -> ASGIApp:
-  """The page and its parts, to be mounted at "/" after all other routes."""
-  files = StaticFiles(directory=FOLDER, html=True)
+class Page:
+  """An ASGI app that serves one or all of the files."""
 
-  async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+  def __init__(self) -> None:
+    self._files = StaticFiles(directory=FOLDER, html=True)
+
+  async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
     async def guarded(message: Message) -> None:
       if message["type"] == "http.response.start":
         MutableHeaders(scope=message).update(HEADERS)
       await send(message)
 
-    await files(scope, receive, guarded)
+    await self._files(scope, receive, guarded)
 
-  return serve
+
+def page() -> list[Route]:
+  """The routes of the page and of its parts, each file by itself: other paths stay unknown."""
+  files = [f"/{path.relative_to(FOLDER).as_posix()}" for path in sorted(FOLDER.rglob("*"))
+           if path.is_file()]
+  return [Route(path, Page()) for path in ("/", *files)]

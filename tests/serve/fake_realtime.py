@@ -22,7 +22,7 @@ from PIL import Image
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from omnijax.serve.static import page
@@ -241,7 +241,7 @@ def create(fake: Fake) -> Starlette:
     Route("/v1/models", models), Route("/health", health),
     Route("/v1/chat/completions", chat, methods=["POST"]),
     Route("/v1/images/generations", images, methods=["POST"]),
-    WebSocketRoute("/v1/realtime", realtime), Mount("/", page())])
+    WebSocketRoute("/v1/realtime", realtime), *page()])
 
 
 @contextlib.contextmanager

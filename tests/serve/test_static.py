@@ -7,7 +7,6 @@ import pytest
 pytest.importorskip("starlette")
 
 from starlette.applications import Starlette
-from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from omnijax.serve.static import FOLDER, page
@@ -18,7 +17,7 @@ KINDS = {".html": "text/html", ".css": "text/css", ".js": "javascript", ".svg": 
 
 @pytest.fixture(scope="module")
 def client():
-  with TestClient(Starlette(routes=[Mount("/", page())])) as client:
+  with TestClient(Starlette(routes=page())) as client:
     yield client
 
 
