@@ -197,8 +197,9 @@ def judge(scenario: Scenario, said: Said, judge: SpeechJudge,
     answers: of each question that isn't cut off, whether it was answered with the right words in
       the right language, the first word's delay in seconds (None: no answer), and what was heard.
     takeovers: whether it spoke in each pause. stops: of each interruption, the seconds until it
-      stopped; None if it didn't, "silent" if it wasn't speaking. false_stops: whether it stopped
-      after each back-channel or noise before all was said; None if it wasn't speaking.
+      stopped; None if it didn't, "silent" if it wasn't speaking. false_stops: of each back-channel
+      or noise, whether it soon stopped, and not with the answer's last word; None if it wasn't
+      speaking.
   """
   active_N = active(said.wave_T, rate)
   total_s = len(said.wave_T) / rate
@@ -207,13 +208,14 @@ def judge(scenario: Scenario, said: Said, judge: SpeechJudge,
          for q in questions]
   starts = [q["start"] for q in questions] + [total_s]
   out: dict[str, Any] = {"answers": [], "takeovers": [], "stops": [], "false_stops": []}
-  heard_of = {}
+  ended = {}  # whether what it said ended as the answer does, by where the question begins
   for n, q in enumerate(questions):
     # An answer may be begun before the very end of a question: then its delay is less than 0.
     pieces = _cuts(said, rate, size, q["end"] - 0.3, starts[n + 1])
     languages, digits = judge.predict(pieces)
     heard = [words[la][d] for la, d in zip(languages, digits, strict=True)]
-    heard_of[q["start"]] = heard
+    last = words[q["language"]].index(q["answer"][-1])
+    ended[q["start"]] = bool(len(digits)) and int(digits[-1]) == last
     if cut[n]:
       continue
     right = (len(heard) == len(q["answer"]) and all(
@@ -238,8 +240,9 @@ def judge(scenario: Scenario, said: Said, judge: SpeechJudge,
     if not question or not speaking(event["start"]):
       out["false_stops"].append(None)
       continue
-    q = question[-1]
-    out["false_stops"].append(len(heard_of[q["start"]]) < len(q["answer"]))
+    stop = _stop(active_N, event["start"])
+    soon = stop is not None and stop - event["start"] < _STOPS_S
+    out["false_stops"].append(soon and not ended[question[-1]["start"]])
   return out
 
 
