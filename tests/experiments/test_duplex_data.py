@@ -44,7 +44,7 @@ def said(dialogue, event):
 
 
 @pytest.mark.parametrize(("op", "digit", "want"), [
-  ("after", 9, (0,)), ("bare", 3, (4,)), ("before", 0, (9,)), ("count", 4, (4, 5, 6, 7, 8, 9)),
+  ("after", 9, (0,)), ("bare", 3, (4,)), ("before", 0, (9,)), ("before", 5, (4,)), ("count", 4, (4, 5, 6, 7, 8, 9)),
   ("count", 8, (8, 9, 0, 1)), ("count", 0, tuple(range(10)))])
 def test_what_the_answer_is(op, digit, want):
   assert phrases.answer(op, digit) == want
@@ -65,6 +65,7 @@ def test_answers_are_right_and_begin_with_the_frame_after_the_question(made):
         assert event["answer_start"] == -(-event["end"] // FRAME) * FRAME
       else:
         assert event["answer_start"] == event["start"] + FRAME
+        assert event["start"] // FRAME in [frame for frame, _ in dialogue.cuts]
   assert ops >= {"after", "before", "count", "bare"}
 
 
@@ -115,12 +116,13 @@ def test_who_is_interrupted_stops(made):
 def test_back_channels_and_noises_stop_nobody(made):
   inside = 0
   for dialogue in made:
+    stops = {e["stop"] for e in dialogue.events if e["event"] == "interruption"}
     for event in answered(dialogue):
       over = [e for e in dialogue.events if e["event"] in ("backchannel", "noise")
               and event["answer_start"] < e["start"] < event["answer_end"]]
       inside += len(over)
-      if "stop" not in event:
-        assert event["said"] == len(event["answer"])
+      assert ("stop" in event) == (event.get("stop") in stops)
+      assert event["said"] == len(event["answer"]) or "stop" in event
   assert inside > 5
 
 
