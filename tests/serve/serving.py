@@ -20,14 +20,14 @@ def serving(service, settings=Settings()):
   ready = threading.Event()
   server = server_lib.Server(app_lib.create(service, settings), ready.set)
   server.url = f"http://127.0.0.1:{bound.getsockname()[1]}"
-  thread = threading.Thread(target=server.run, args=([bound],))
+  thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
   thread.start()
   try:
     assert ready.wait(10)
     yield server
   finally:
     server.should_exit = True
-    thread.join(15)
+    thread.join(30)
     assert not thread.is_alive()
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import openai
 import pytest
 import soundfile
-from fake_service import RATE, tone
+from fake_service import RATE, FakeService, tone
 from media_of import encoded, picture, sound
-from serving import error_of
+from serving import client_of, error_of, serving
 
-from omnijax.generate.sample import Sampling
+from omnijax.generate.sample import Sampling, Setting
 
 SPOKEN = {"modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "wav"}}
 
@@ -109,7 +109,23 @@ def test_length_and_stops_end_an_answer(client, service):
   assert (cut.message.content, cut.finish_reason) == ("one two", "length")
   cut = chat(client, user("one two three four"), stop=["our", "o t"]).choices[0]
   assert (cut.message.content, cut.finish_reason) == ("one tw", "stop")
-  assert service.ends[-1].reason in ("cancelled", "stop")
+
+
+def test_a_stop_ends_the_model_s_work():
+  service = FakeService(pace_s=0.02)
+  with serving(service) as server, client_of(server) as client:
+    assert chat(client, user("one two" + " x" * 400), stop="two").choices[0].message.content == (
+      "one ")
+    assert service.ends[-1].reason == "cancelled"
+
+
+def test_how_text_is_drawn(client, service):
+  for given, wanted in (({}, None), ({"top_p": 0}, Setting(temperature=0.7, top_p=1e-6)),
+                        ({"top_p": 0.5, "extra_body": {"top_k": 3}},
+                         Setting(temperature=0.7, top_p=0.5, top_k=3))):
+    chat(client, user("a"), **given)
+    drawn = service.calls[-1]["sampling"]
+    assert (drawn and drawn.text) == wanted
 
 
 def pieces(client, *messages, **more):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import websockets.sync.client
 from fake_service import FakeService
 from media_of import sound_file
 from serving import ask, client_of, serving, until
@@ -205,7 +206,12 @@ def test_who_is_done_in_time_is_answered():
   with serving(service, Settings(drain_s=10)) as running:
     found, start = [], time.monotonic()
     thread = asking(running, chat("wait"), found)
-    running.handle_exit(signal.SIGTERM, None)
+    socket_url = f"{running.url.replace('http', 'ws')}/v1/realtime"
+    for status in (403, 503):  # nobody is there to talk to; nobody is let in
+      with pytest.raises(websockets.exceptions.InvalidStatus) as caught:
+        websockets.sync.client.connect(socket_url)
+      assert caught.value.response.status_code == status
+      running.handle_exit(signal.SIGTERM, None)
     service.go.set()
     thread.join(10)
     assert found[0][2]["choices"][0]["message"]["content"] == "wait"
