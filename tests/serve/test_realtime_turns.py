@@ -136,6 +136,8 @@ def test_server_vad_without_answers_and_interruptions(url, service):
       await speak(connection, silence(0.5), tone(0.5), silence(0.5))
       assert (await ear.until("input_audio_buffer.speech_stopped")).audio_end_ms == 1200
       await ear.until("conversation.item.done")
+      await update(connection, ear)
+      assert ear.all("response.created") == []
       service.free.clear()
       await connection.response.create()
       await ear.until("response.output_audio.delta")
