@@ -2,6 +2,20 @@
 
 `Realtime(service, settings).endpoint` is a route of Starlette or FastAPI. What a session does with
 the events is in realtime_session.py, the native full-duplex talk in duplex.py.
+
+Beside OpenAI's `server_vad` and null, `audio.input.turn_detection` of a session may be
+{"type": "native"}, and is so from the start if the model hears and speaks:
+
+- The first sound opens a talk, which takes a slot. From then on the model speaks when it likes, and
+  its responses come as events of OpenAI's without being asked for. Until then, and for responses
+  with conversation "none", it answers as with null.
+- The model's time is that of the sound it hears: a client sends sound all the time, silence too.
+- Texts and pictures of conversation.item.create are seen at once; response.create has nothing to
+  add to that. Items can't be deleted, and sound is never committed: it has been heard.
+- conversation.item.truncate takes what wasn't heard of the last response out of the model's memory;
+  one that is still being said ends. response.cancel ends one, too.
+- A response that falls silent while the client speaks is cancelled, with the reason turn_detected.
+- Sound that the model hears is not transcribed, in any mode.
 """
 
 import asyncio
@@ -9,6 +23,7 @@ import collections
 import hmac
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -76,10 +91,12 @@ class Realtime:
   Args:
     service: the model's.
     settings: who may connect, and limits.
+    stopping: whether the server is about to end, and takes no new sessions.
   """
 
-  def __init__(self, service: Service, settings: Settings):
-    self._service, self._settings = service, settings
+  def __init__(self, service: Service, settings: Settings,
+               stopping: Callable[[], bool] = lambda: False):
+    self._service, self._settings, self._stopping = service, settings, stopping
     self._open = 0
     # As many as there are sessions, each with little to do: who has much waits for itself only.
     self._threads = anyio.CapacityLimiter(math.inf)
@@ -87,8 +104,8 @@ class Realtime:
   async def endpoint(self, websocket: WebSocket) -> None:
     """Serves one session, from the handshake until one side closes.
 
-    Without a right to it, the answer to the handshake is 401, 403, 404 or 429, with OpenAI's JSON
-    of an error.
+    Without a right to it, the answer to the handshake is 401, 403, 404, 429 or 503, with OpenAI's
+    JSON of an error.
     """
     refused = self._refuse(websocket)
     if refused:
@@ -184,6 +201,8 @@ class Realtime:
 
   def _refuse(self, websocket: WebSocket) -> JSONResponse | None:
     """The answer to who may not have a session."""
+    if self._stopping():
+      return _error(503, "the server is stopping; another one may answer.", "stopping")
     keys, key = self._settings.api_keys, _key(websocket)
     if keys and not any(hmac.compare_digest(key.encode(), k.encode()) for k in keys):
       return _error(401, "the API key is missing or wrong; give it as Authorization: Bearer KEY, "
@@ -212,6 +231,6 @@ def _key(websocket: WebSocket) -> str:
 
 
 def _error(status: int, message: str, code: str, param: str | None = None) -> JSONResponse:
-  kind = "rate_limit_error" if status == 429 else "invalid_request_error"
+  kind = {429: "rate_limit_error", 503: "server_error"}.get(status, "invalid_request_error")
   return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": code}},
-                      status, {"Retry-After": "5"} if status == 429 else None)
+                      status, {"Retry-After": "5"} if status in (429, 503) else None)

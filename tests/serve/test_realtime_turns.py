@@ -6,7 +6,7 @@ import base64
 import numpy as np
 import pytest
 import voices
-from voices import packed, session, silence, speak, tone, unpacked, update
+from voices import packed, session, silence, soon, speak, tone, unpacked, update
 
 WORDS = "one two three four five six seven eight "
 VAD = {"type": "server_vad"}
@@ -83,7 +83,10 @@ def test_push_to_talk(url, service):
 def test_a_pause_is_answered(url, service):
   async def main():
     async with session(url) as (connection, ear):
-      told = await update(connection, ear, **turns(VAD))
+      await update(connection, ear, **turns(VAD))
+      # What isn't said stays.
+      told = await update(connection, ear, audio={"output": {"voice": "alloy"}})
+      assert told.audio.output.voice == "alloy" and told.audio.output.format.rate == 24000
       detection = told.audio.input.turn_detection
       assert (detection.type, detection.threshold, detection.prefix_padding_ms,
               detection.silence_duration_ms, detection.create_response,
@@ -136,6 +139,8 @@ def test_server_vad_without_answers_and_interruptions(url, service):
       await speak(connection, silence(0.5), tone(0.5), silence(0.5))
       assert (await ear.until("input_audio_buffer.speech_stopped")).audio_end_ms == 1200
       await ear.until("conversation.item.done")
+      await update(connection, ear)
+      assert ear.all("response.created") == []
       service.free.clear()
       await connection.response.create()
       await ear.until("response.output_audio.delta")
@@ -205,13 +210,17 @@ def test_truncation_keeps_what_was_heard(url, service):
       assert "still being made" in (await ear.until("error")).error.message
       await connection.conversation.item.delete(item_id=added.id)
       assert "still being made" in (await ear.until("error")).error.message
+      # A prompt that is made meanwhile leaves it out.
+      await connection.response.create(response={"conversation": "none"})
+      await soon(lambda: len(service.written) == 4)
       await connection.response.cancel()
       await ear.until("response.done")
   asyncio.run(main())
   _, heard = service.written[1]["parts"]
   assert len(heard["audio"]) == 333 * 16 and "transcript" not in heard
   # Of nothing that was heard nothing is left.
-  assert [p.get("text") for p in service.written[2]["parts"]] == ["hello", WORDS]
+  for written in service.written[2:]:
+    assert [p.get("text") for p in written["parts"]] == ["hello", WORDS]
 
 
 def test_items_in_any_order(url, service):

@@ -211,9 +211,9 @@ class Service:
 
 
 @contextlib.contextmanager
-def serving(service, **settings):
+def serving(service, stopping=lambda: False, **settings):
   """The endpoint on a free port of this machine; the URL before /realtime."""
-  endpoint = Realtime(service, Settings(**settings)).endpoint
+  endpoint = Realtime(service, Settings(**settings), stopping).endpoint
   app = Starlette(routes=[WebSocketRoute("/v1/realtime", endpoint)])
   config = uvicorn.Config(app, log_level="error", lifespan="off", ws_max_size=8 << 20,
                           ws_per_message_deflate=False, timeout_graceful_shutdown=1)
