@@ -77,7 +77,7 @@ def test_what_is_interrupted_is_no_answer():
 
 def test_a_stop_is_the_end_of_the_last_sound_before_a_silence():
   where = placed(9.0, ("interruption", 3.0, 4.0))
-  came = [frame(2.8, range(8)), frame(3.0, range(8)), frame(3.3, range(5), 0.07),  # a short gap
+  came = [frame(2.8, range(8)), frame(3.0, range(8)), frame(3.3, range(4, 5), 0.07),  # a short gap
           frame(3.8, range(8))]  # after a silence of 0.45 s: another answer
   stop, = voice.stops(where, came, RATE)
   assert stop["spoke"] and stop["latency_s"] == pytest.approx(0.35)
@@ -316,6 +316,7 @@ def test_the_command(files, monkeypatch, capsys):
   assert [slots for slots, _ in files.made] == [1, 2] and all(s.closed for _, s in files.made)
   assert values["checkpoint"] == 7 and values["command"] == "omnijax bench voice 'a run'"
   assert values["device"] and values["commit"] and values["run"] == "run"
+  assert [len(s.asked) for _, s in files.made] == [2, 0]  # the pipelines, once
   one, two = values["talks"]
   assert (one["sessions"], two["sessions"], two["slots"]) == (1, 2, 2)
   assert two["frames"] == 2 * len(one["frame_s"]["each"]) == 24
