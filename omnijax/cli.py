@@ -28,8 +28,8 @@ _MODALITIES = ("text", "image", "audio")
 # Module -> the extra that brings it.
 _EXTRAS = {"pystoi": "eval", "faster_whisper": "eval", "libtpu": "tpu",
            "jax_cuda13_plugin": "cuda", "torch": "bench", "optuna": "optuna", "ray": "ray",
-           **dict.fromkeys(("fastapi", "prometheus_client", "python_multipart", "uvicorn"),
-                           "serve")}
+           "py_nanotts": "voice", **dict.fromkeys(
+             ("fastapi", "prometheus_client", "python_multipart", "uvicorn"), "serve")}
 _FOR_PEOPLE = (ValueError, FileNotFoundError, PermissionError, NotADirectoryError,
                IsADirectoryError, ModuleNotFoundError)
 
@@ -133,8 +133,7 @@ def _parser() -> argparse.ArgumentParser:
   p = command(commands, "plan", _plan, usage.PLAN, fields=True)
   plan_arguments.add(p)
 
-  p = command(commands, "bench", None, "Measures the speed of omnijax on this machine.\n")
-  _bench_commands(p.add_subparsers(metavar="WHAT", required=True, parser_class=Parser))
+  bench_arguments.add_actions(commands, step=_bench_step, data=_bench_data, voice=_bench_voice)
 
   p = command(commands, "goodput", _goodput, usage.GOODPUT)
   p.add_argument("run", metavar="RUN", type=Path, help="directory of a run")
@@ -175,12 +174,6 @@ def _tokenizer_commands(actions: Any) -> None:
   p.add_argument("path", metavar="PATH", help="directory of the tokenizer, or packaged")
   p.add_argument("--data", type=Path, required=True, metavar="MANIFEST", help="JSONL file")
   p.add_argument("--json", action="store_true", help="one JSON object")
-
-
-def _bench_commands(kinds: Any) -> None:
-  p = command(kinds, "step", _bench_step, usage.BENCH_STEP, fields=True)
-  bench_arguments.step(p)
-  bench_arguments.data(command(kinds, "data", _bench_data, usage.BENCH_DATA))
 
 
 def _show(values: dict[str, Any], as_json: bool) -> None:
@@ -338,6 +331,12 @@ def _bench_data(args: argparse.Namespace, _: list[str]) -> None:
   from omnijax.bench import data_command
 
   data_command.run(args)
+
+
+def _bench_voice(args: argparse.Namespace, _: list[str]) -> None:
+  from omnijax.bench import voice_command
+
+  voice_command.run(args)
 
 
 def _goodput(args: argparse.Namespace, _: list[str]) -> None:

@@ -215,6 +215,26 @@ Some three minutes and 2 GB of disk with the default numbers. JSON: packing_effi
 frame_efficiency, positions_per_s_per_core, ratio_to_grain_first_fit, plan_100m_s (scaled to a
 hundred million documents), plan_peak_gib, seek_s, and what they were measured with.
 """
+BENCH_VOICE = """\
+Measures dialogues in real time with a run's newest checkpoint: talks at once hear 80 ms of sound
+every 80 ms. Beside them, on the same questions in turn, a pipeline is asked: a silence of 500 (and
+of 200) ms ends speech, whisper-base recognises it, the same model answers the text, and SVOX Pico
+synthesises the answer. For that it needs the extras `eval` and `voice`.
+
+  omnijax bench voice runs/dialogue --scenarios dialogues/scenarios.jsonl --out voice.json
+
+FILE has a user's side of a dialogue a line, one channel at the run's rate, path relative to FILE:
+    {"id": "a", "kind": "answer", "audio": "a.wav", "events":
+     [{"event": "question", "start": 0.6, "end": 1.2, "language": "en"}]}
+kind: answer (one question), pause, interruption (with an event of that name), backchannel, noise.
+
+Prints, and writes to --out with every single answer: the time from the last sample heard to a frame
+of sound, and the share of frames that took longer than they last; the time from the end of a
+question to the first sound that is heard, and from an interruption to silence, and what of it is
+computing; wall time over sound time when fed as fast as it answers; the stages of the pipeline, and
+its latency over ours. A question's end is when its last sample is spoken. `fed_late_s` is how late
+talks were fed: other work on the machine shows there.
+"""
 REPORT = """\
 Writes a page about a run, finished or not: losses by modality and by source, in training and held
 out, speed, and what it wrote, drew and said at the last steps that samples were made after.

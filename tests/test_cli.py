@@ -73,7 +73,7 @@ def test_help_is_quick():
 
 @pytest.mark.parametrize("command", [
   ("quickstart",), ("prepare",), ("train",), ("eval",), ("generate",), ("bench", "step"),
-  ("sweep",), ("serve",), ("data", "show"),
+  ("bench", "voice"), ("sweep",), ("serve",), ("data", "show"),
   ("tokenizer", "eval"), ("tokenizer", "train"), ("tokenizer", "train", "text"),
 ])
 def test_every_command_teaches_by_example(command, capfd):

@@ -1,6 +1,5 @@
 """Our side: the real train step on a batch that stays on its devices."""
 
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from omnijax import checkpoint, sharding
 from omnijax import config as config_lib
 from omnijax import vocab as vocab_lib
-from omnijax.bench import cores, host_memory
+from omnijax.bench import cpu_name, host_memory
 from omnijax.train import metrics as metrics_lib
 from omnijax.train import state as state_lib
 from omnijax.train import step as step_lib
@@ -77,11 +76,3 @@ class Side:
   def _memory(self) -> float:
     stats = self._mesh.devices.flat[0].memory_stats() or {}
     return stats.get("peak_bytes_in_use", host_memory())
-
-
-def cpu_name() -> str:
-  """What the CPU calls itself, and how many of its cores this process may use."""
-  about = Path("/proc/cpuinfo")  # Linux
-  lines = about.read_text().splitlines() if about.exists() else []
-  names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-  return f"{names[0] if names else platform.processor() or 'CPU'}, {cores()} cores"

@@ -130,6 +130,40 @@ def bars(edges: Sequence[float], counts: Sequence[int], *, colour: str, title: s
   return _svg(out, f"{title}: {'; '.join(said)}")
 
 
+class Piece(NamedTuple):
+  """A part of a bar; `colour` as of a Curve."""
+
+  label: str
+  colour: str
+  size: float
+
+
+def stacks(found: Sequence[tuple[str, Sequence[Piece]]], *, title: str, x_label: str) -> str:
+  """Bars as SVG, one below the other, each of parts that follow each other from zero on.
+
+  The axis carries the unit; `title` is read out by screen readers together with every part. Parts
+  of less than nothing are left out.
+  """
+  top = max(sum(max(p.size, 0) for p in pieces) for _, pieces in found) * 1.05 or 1.0
+  px, py = _scales(0.0, top, 0.0, 1.0)
+  high = (_H - _TOP - _BOTTOM) / len(found)
+  out = _axes(px, py, [(x, _short(x)) for x in _ticks(0.0, top, 5)], [], x_label, "")
+  said, key = [], dict[str, str]()
+  for i, (name, pieces) in enumerate(found):
+    x, y = 0.0, _TOP + high * i
+    out.append(f'<text x="{_LEFT}" y="{y + 12:.1f}">{html.escape(name)}</text>')
+    for p in pieces:
+      if p.size <= 0:
+        continue
+      key[p.label] = p.colour
+      out.append(f'<rect style="fill:var({p.colour})" x="{px(x):.1f}" y="{y + 18:.1f}" '
+                 f'width="{px(x + p.size) - px(x):.1f}" height="{high - 24:.1f}"><title>'
+                 f"{html.escape(p.label)}: {p.size:.4g}</title></rect>")
+      x += p.size
+      said.append(f"{name}, {p.label}: {p.size:.4g}")
+  return _svg(out, f"{title}: {'; '.join(said)}") + legend(list(key.items()))
+
+
 def _scales(x_low: float, x_top: float, y_low: float, y_top: float
             ) -> tuple[Callable[..., Any], Callable[..., Any]]:
   px = lambda x: _LEFT + (_W - _LEFT - _RIGHT) * (x - x_low) / (x_top - x_low)

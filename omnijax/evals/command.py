@@ -26,11 +26,16 @@ def tokenizer(kind: str, path: str, data: Path) -> dict[str, Any]:
   return codec.evaluate(load.audio.load(found), data, _recogniser())
 
 
-def _recogniser() -> Any:
-  """Whisper-base where the extra `eval` is installed; its weights go to the user's cache."""
+def whisper_directory() -> Path:
+  """Where the weights of whisper-base are joined: in the user's cache."""
   cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "omnijax"
+  return cache / "whisper-base"
+
+
+def _recogniser() -> Any:
+  """Whisper-base where the extra `eval` is installed."""
   try:
-    return codec.whisper(cache / "whisper-base")
+    return codec.whisper(whisper_directory())
   except (ImportError, ValueError) as error:
     print(f"omnijax: no word error rate: {error}", file=sys.stderr)
     return None

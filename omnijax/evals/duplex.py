@@ -23,11 +23,11 @@ from omnijax.generate.events import End, Frame
 from omnijax.generate.service import Service
 
 KINDS = ("answer", "pause", "interruption", "backchannel", "noise")
-_BLOCK_S = 0.01
+BLOCK_S = 0.01
 _ACTIVE = 0.01  # root mean square of a block of 10 ms in which something is said, -40 dB
-_SILENT_S = 0.4  # of silence, after which it has stopped
-_STOPS_S = 1.0  # within which an interruption must have stopped it
-_BEFORE_S = 0.3  # before an event, in which it must have spoken to be interrupted by it
+SILENT_S = 0.4  # of silence, after which it has stopped
+STOPS_S = 1.0  # within which an interruption must have stopped it
+BEFORE_S = 0.3  # before an event, in which it must have spoken to be interrupted by it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,26 +153,26 @@ def write(folder: Path, scenarios: Sequence[Scenario], said: Sequence[Said], rat
 
 def active(wave_T: np.ndarray, rate: int) -> np.ndarray:
   """Whether something is said in each block of 10 ms, bool."""
-  size = round(_BLOCK_S * rate)
+  size = round(BLOCK_S * rate)
   blocks = wave_T[: len(wave_T) // size * size].reshape(-1, size)
   return np.sqrt(np.mean(blocks**2, 1)) > _ACTIVE
 
 
 def _first(active_N: np.ndarray, since_s: float, until_s: float | None = None) -> float | None:
   """When it first says something from a time on."""
-  since = int(np.ceil(since_s / _BLOCK_S - 1e-6))
-  until = len(active_N) if until_s is None else round(until_s / _BLOCK_S)
+  since = int(np.ceil(since_s / BLOCK_S - 1e-6))
+  until = len(active_N) if until_s is None else round(until_s / BLOCK_S)
   found = np.flatnonzero(active_N[since:until])
-  return None if not len(found) else (since + int(found[0])) * _BLOCK_S
+  return None if not len(found) else (since + int(found[0])) * BLOCK_S
 
 
 def _stop(active_N: np.ndarray, since_s: float) -> float | None:
   """When it is silent for a while, for the first time from a time on."""
-  since, least = round(since_s / _BLOCK_S), round(_SILENT_S / _BLOCK_S)
+  since, least = round(since_s / BLOCK_S), round(SILENT_S / BLOCK_S)
   padded = np.concatenate([active_N[since:], np.zeros(least, bool)])
   for i in range(len(active_N) - since + 1):
     if not padded[i : i + least].any():
-      return (since + i) * _BLOCK_S
+      return (since + i) * BLOCK_S
   return None
 
 
@@ -229,10 +229,10 @@ def judge(scenario: Scenario, said: Said, judge: SpeechJudge,
       "op": q["op"]})
   for pause in scenario.of("pause"):
     out["takeovers"].append(_first(active_N, pause["start"] + 0.1, pause["end"] + 0.1) is not None)
-  speaking = lambda t: _first(active_N, max(t - _BEFORE_S, 0), t) is not None
+  speaking = lambda t: _first(active_N, max(t - BEFORE_S, 0), t) is not None
   for event in interruptions:
     stop = _stop(active_N, event["start"])
-    late = stop is None or stop - event["start"] > _STOPS_S
+    late = stop is None or stop - event["start"] > STOPS_S
     out["stops"].append("silent" if not speaking(event["start"]) else
                         None if late else stop - event["start"])
   for event in scenario.of("backchannel") + scenario.of("noise"):
