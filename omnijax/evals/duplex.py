@@ -241,7 +241,7 @@ def judge(scenario: Scenario, said: Said, judge: SpeechJudge,
       out["false_stops"].append(None)
       continue
     stop = _stop(active_N, event["start"])
-    soon = stop is not None and stop - event["start"] < _STOPS_S
+    soon = stop is not None and stop - event["start"] < STOPS_S
     out["false_stops"].append(soon and not ended[question[-1]["start"]])
   return out
 

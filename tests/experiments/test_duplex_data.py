@@ -44,7 +44,8 @@ def said(dialogue, event):
 
 
 @pytest.mark.parametrize(("op", "digit", "want"), [
-  ("after", 9, (0,)), ("bare", 3, (4,)), ("before", 0, (9,)), ("before", 5, (4,)), ("count", 4, (4, 5, 6, 7, 8, 9)),
+  ("after", 9, (0,)), ("bare", 3, (4,)), ("before", 0, (9,)), ("before", 5, (4,)),
+  ("count", 4, (4, 5, 6, 7, 8, 9)),
   ("count", 8, (8, 9, 0, 1)), ("count", 0, tuple(range(10)))])
 def test_what_the_answer_is(op, digit, want):
   assert phrases.answer(op, digit) == want

@@ -2,8 +2,10 @@
 
 import dataclasses
 import queue
+import re
 import threading
 import types
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,10 +16,14 @@ from flax import nnx
 
 from omnijax import config, sharding
 from omnijax.data.encode import Tokenizers
-from omnijax.generate import decode, slots
+from omnijax.generate import decode, step
+from omnijax.generate import slots as slots_lib
 from omnijax.generate.events import End, Frame, Full, Picture, Sound, Text
+from omnijax.generate.prompts import Prompts
 from omnijax.generate.sample import GREEDY
 from omnijax.generate.service import Service
+from omnijax.generate.slots import Slots, Work
+from omnijax.generate.turns import Goal
 from omnijax.model.transformer import Omni
 
 VOCAB = dataclasses.replace(test_generate.VOCAB, code_dim=6, image_dim=5)
@@ -49,10 +55,13 @@ def model() -> Omni:
       jax.random.key(0))
 
 
+def fakes() -> Tokenizers:
+  return Tokenizers(test_generate.Text(), test_generate.Image(), Codec())
+
+
 def make_service(model: Omni, **options) -> Service:
   run = tiny.run(data=dict(positions=64))
-  tokenizers = Tokenizers(test_generate.Text(), test_generate.Image(), Codec())
-  return Service(model, run, tokenizers, **{"slots": 4, "positions": 96} | options)
+  return Service(model, run, fakes(), **{"slots": 4, "positions": 96} | options)
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +221,7 @@ def test_what_does_not_fit_says_so(service):
 
 
 def test_nothing_compiles_again(service):
-  functions = [getattr(slots, f) for f in ("_step", "_prefill", "_put", "_reset", "_rewind",
+  functions = [getattr(slots_lib, f) for f in ("_step", "_prefill", "_put", "_reset", "_rewind",
                                            "_replace")]
   before = [f._cache_size() for f in functions]
   assert all(before)
@@ -260,3 +269,62 @@ def test_closing_waits_for_turns_and_ends_the_rest(model):
   assert turn.rest()[-1].reason in ("stop", "length")
   assert waits.rest()[-1].reason in ("stop", "length")
   assert talk.rest()[-1].reason == "cancelled"
+
+
+@pytest.mark.parametrize("to", ["text", "audio"])
+def test_eight_bits_are_nearly_the_same_in_less_memory(model, to):
+  size = lambda slots: sum(x.nbytes for x in jax.tree.leaves((slots.model, slots.state.cache)))
+  made = [Slots(model, tiny.DATA, rows=2, positions=96, silence_Q=np.zeros(2), int8=int8)
+          for int8 in (False, True)]
+  assert size(made[1]) < 0.75 * size(made[0])
+  parts = [{"text": "a red bus"}]
+  logits = []
+  for slots in made:
+    prompts = Prompts(VOCAB, tiny.DATA, fakes())
+    streams = prompts.render(prompts.encode([parts])[0])
+    for row, piece in slots.begin(0, Work([streams], Goal(to=to), 20, GREEDY, 0)):
+      slots.prefill(row, piece)
+    with jax.set_mesh(slots.mesh):
+      state, then = slots.state, slots.turn.next
+      x_B1D = slots.model.embed.at_once(then.main_B[:, None], then.modality_B[:, None],
+                                        then.frames_BG[:, None])
+      hidden, _ = step._trunk(slots.model, state, x_B1D, then.position_B3[:, None],
+                              then.modality_B[:, None], then.takes_B.astype(np.int32))
+      logits.append(np.asarray(slots.model.logits(hidden))[0, 0])
+  apart = np.abs(logits[0] - logits[1]).max() / logits[0].std()
+  assert 1e-4 < apart < 0.2
+
+
+@pytest.mark.slow
+def test_half_an_hour_takes_no_more_memory(model):
+  """22,500 frames of a dialogue with the codec that ships, and nothing compiled meanwhile."""
+  audio = pytest.importorskip("omnijax.tokenizers.audio")
+  codec = audio.load(audio.DEFAULT)
+  cfg = dataclasses.replace(tiny.MODEL, attention_window=128)
+  vocab = dataclasses.replace(VOCAB, audio=codec.codes)
+  with jax.set_mesh(sharding.make_mesh(config.Mesh(data=1, fsdp=1))):
+    model = jax.jit(lambda key: Omni(cfg, vocab, sharding.RULES, rngs=nnx.Rngs(key)))(
+      jax.random.key(0))
+  made = Service(model, tiny.run(data=dict(positions=64)),
+                 Tokenizers(test_generate.Text(), test_generate.Image(), codec), slots=2,
+                 positions=96)
+  made.warm()
+  functions = [getattr(slots_lib, f) for f in ("_step", "_prefill", "_put", "_rewind", "_replace")]
+  functions += [audio._encode_some, audio._decode_some]
+  box, memory = Box(), []
+  talk = made.talk(emit=box.put)
+  r = np.random.default_rng(0)
+  for minute in range(30):
+    for _ in range(750):
+      talk.hear(r.normal(0, 0.1, SIZE).astype(np.float32))
+      frame = box.get(timeout=60)
+    talk.truncate(frame.index - 5)
+    talk.insert([{"text": "x"}])
+    if minute == 1:
+      before = [f._cache_size() for f in functions]
+    status = Path("/proc/self/status").read_text()
+    memory.append(int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024)
+  assert frame.index == 22_499
+  assert [f._cache_size() for f in functions] == before
+  assert max(memory[2:]) - memory[2] < 16, memory
+  made.close()
