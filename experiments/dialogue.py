@@ -7,10 +7,9 @@ README.md, "Talk to it".
 
 Records of the quickstart and of the dialogues are made before:
 
-  python -m experiments.digits.manifest dialogue_run/quickstart
+  omnijax quickstart --dir quickstart_run
   python -m experiments.duplex.manifest dialogue_run/dialogues
-  omnijax prepare dialogue_run/quickstart/train.jsonl --out dialogue_run/records/quickstart
-  omnijax prepare dialogue_run/dialogues/train.jsonl --out dialogue_run/records/dialogues
+  omnijax prepare dialogue_run/dialogues/train.jsonl --out dialogue_run/records
 """
 
 from omnijax import config
@@ -26,7 +25,7 @@ def run() -> config.Run:
     tokenizers=config.Tokenizers(codebooks=4),
     # Without delays: an answer, and silence after an interruption, come as soon as they can.
     data=config.Data(
-      sources=("dialogue_run/records/dialogues", "dialogue_run/records/quickstart"),
+      sources=("dialogue_run/records", "quickstart_run/records/train"),
       weights=(0.75, 0.25), weights_by="tokens", rows=4, positions=640, frames=600,
       depth_frames=64, acoustic_delay=0, prompt_weight=0.3, listen_dropout=0.2, prefetch=8),
     # Of a dialogue's positions one in fifty is a word, and those are what is to be learnt.
