@@ -23,7 +23,6 @@ import collections
 import hmac
 import logging
 import math
-from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -91,12 +90,10 @@ class Realtime:
   Args:
     service: the model's.
     settings: who may connect, and limits.
-    stopping: whether the server is about to end, and takes no new sessions.
   """
 
-  def __init__(self, service: Service, settings: Settings,
-               stopping: Callable[[], bool] = lambda: False):
-    self._service, self._settings, self._stopping = service, settings, stopping
+  def __init__(self, service: Service, settings: Settings):
+    self._service, self._settings = service, settings
     self._open = 0
     # As many as there are sessions, each with little to do: who has much waits for itself only.
     self._threads = anyio.CapacityLimiter(math.inf)
@@ -104,8 +101,8 @@ class Realtime:
   async def endpoint(self, websocket: WebSocket) -> None:
     """Serves one session, from the handshake until one side closes.
 
-    Without a right to it, the answer to the handshake is 401, 403, 404, 429 or 503, with OpenAI's
-    JSON of an error.
+    Without a right to it, the answer to the handshake is 401, 403, 404 or 429, with OpenAI's JSON
+    of an error.
     """
     refused = self._refuse(websocket)
     if refused:
@@ -201,8 +198,6 @@ class Realtime:
 
   def _refuse(self, websocket: WebSocket) -> JSONResponse | None:
     """The answer to who may not have a session."""
-    if self._stopping():
-      return _error(503, "the server is stopping; another one may answer.", "stopping")
     keys, key = self._settings.api_keys, _key(websocket)
     if keys and not any(hmac.compare_digest(key.encode(), k.encode()) for k in keys):
       return _error(401, "the API key is missing or wrong; give it as Authorization: Bearer KEY, "
@@ -231,6 +226,6 @@ def _key(websocket: WebSocket) -> str:
 
 
 def _error(status: int, message: str, code: str, param: str | None = None) -> JSONResponse:
-  kind = {429: "rate_limit_error", 503: "server_error"}.get(status, "invalid_request_error")
+  kind = "rate_limit_error" if status == 429 else "invalid_request_error"
   return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": code}},
-                      status, {"Retry-After": "5"} if status in (429, 503) else None)
+                      status, {"Retry-After": "5"} if status == 429 else None)

@@ -7,6 +7,7 @@ import time
 
 import httpx
 import pytest
+import serving
 import voices
 import websockets
 from voices import config, item, packed, session, silence, soon, speak, tone, update
@@ -81,16 +82,24 @@ def test_pages_of_others_and_unknown_models(shared):
   asyncio.run(main())
 
 
-def test_no_new_sessions_while_the_server_stops():
-  stopping = []
+def test_the_whole_server_has_sessions_until_it_stops():
+  with serving.serving(voices.Service(), serving.Settings(api_keys=("k",))) as server:
+    context = server.config.app.state.context
+    url = server.url.replace("http", "ws") + "/v1"
 
-  async def main(url):
-    async with session(url) as (connection, ear):
-      stopping.append(True)
-      assert await refused(url) == (503, "stopping")
-      await update(connection, ear)
-  with voices.serving(voices.Service(), lambda: bool(stopping)) as url:
-    asyncio.run(main(url))
+    async def main():
+      assert await refused(url) == (401, "invalid_api_key")
+      async with session(url, key="k") as (connection, ear):
+        await speak(connection, silence(0.4), tone(0.4), silence(1.5))
+        await ear.until("response.done")
+        told = context.metrics.text().decode()
+        assert "omnijax_realtime_sessions 1.0" in told
+        assert "omnijax_frames_late_total 0.0" in told
+        context.access.stopping = True
+        assert await refused(url, additional_headers={"Authorization": "Bearer k"}) == (
+          503, "stopping")
+        context.access.stopping = False
+    asyncio.run(main())
 
 
 def test_no_more_sessions_and_talks_than_allowed():

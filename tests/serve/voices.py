@@ -147,6 +147,7 @@ class Service:
   """Says `words`; a frame of speech for each, of which every one waits for `step` if it is held."""
 
   name, sample_rate, frame_size, image_step = "tiny", RATE, FRAME, 4
+  max_positions, created = 512, 0
 
   def __init__(self, *, slots=4, modalities=("text", "image", "audio"), words="one two three four "
                "five six seven eight", most_waiting=10 * RATE):
@@ -200,6 +201,9 @@ class Service:
       "length" if max_new < len(self.words) else "stop")
     emit(End(reason, 7, said, "it broke" if breaks else ""))
 
+  def active(self):
+    return {"write": 0, "talk": len(self.talks), "queued": 0, "slots": self.slots}
+
   def close(self):
     self.free.set()
     for talk in list(self.talks):
@@ -211,9 +215,9 @@ class Service:
 
 
 @contextlib.contextmanager
-def serving(service, stopping=lambda: False, **settings):
+def serving(service, **settings):
   """The endpoint on a free port of this machine; the URL before /realtime."""
-  endpoint = Realtime(service, Settings(**settings), stopping).endpoint
+  endpoint = Realtime(service, Settings(**settings)).endpoint
   app = Starlette(routes=[WebSocketRoute("/v1/realtime", endpoint)])
   config = uvicorn.Config(app, log_level="error", lifespan="off", ws_max_size=8 << 20,
                           ws_per_message_deflate=False, timeout_graceful_shutdown=1)
