@@ -15,7 +15,7 @@ _CURVES = ("--accent", "--image", "--speak", "--listen", "--bad", "--control")
 _STAGES = {"silence_s": ("silence that ends speech", "--control"),
            "recognise_s": ("recognising", "--listen"), "write_s": ("writing", "--image"),
            "speak_s": ("synthesising", "--speak"), "lead_s": ("silence before the sound", "--bad")}
-_OURS = {"audio_s": ("ours: sound", "--text"), "compute_s": ("ours: computing", "--accent")}
+_OURS = {"audio_s": ("ours: sound", "--text"), "compute_s": ("ours: computing", "--good")}
 
 
 def html(figures: dict[str, Any]) -> str:

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     ModuleNotFoundError: what the pipeline needs isn't installed.
   """
   _check(args)
-  console = Console(stderr=True)
+  console, commit = Console(stderr=True), bench.commit()  # as it is now, whatever changes meanwhile
   stages = _stages() if args.questions else None
   slots = {args.slots: args.sessions} if args.slots else {n: (n,) for n in args.sessions}
   talks, sides = list[dict[str, Any]](), dict[str, Any]()
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     "run": args.run.absolute().name, "checkpoint": checkpoint.read_identity(
       args.run / "checkpoints")[0],
     "device": bench.cpu_name() if device.platform == "cpu" else device.device_kind,
-    "command": shlex.join(["omnijax", *sys.argv[1:]]), "commit": bench.commit(),
+    "command": shlex.join(["omnijax", *sys.argv[1:]]), "commit": commit,
     "omnijax": __version__, "jax": jax.__version__, "python": platform.python_version(),
     "seconds": args.seconds, "talks": talks, "silences": list(_SILENCES), "pipeline": sides}
   _print(values)
