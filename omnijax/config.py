@@ -74,8 +74,7 @@ class Model:
   # Documents of a row for which attention on a GPU has room: the fewer, the faster. At least
   # data.documents. 0: data.documents may be any, and rows of more than 64 go a slow way.
   attention_documents: int = 0
-  # Positions that each position sees, itself included (sliding window); 0 is all before it. What is
-  # generated then needs no more of a cache, however long it goes on.
+  # Positions that each sees, itself included (sliding window); 0 is all before it.
   attention_window: int = 0
   # Layers compiled as one: saves copies of activations (a quarter of the gradient of the
   # quickstart's trunk on a CPU), costs time to compile.
@@ -95,8 +94,7 @@ class Model:
                        f"Model.kv_heads {self.kv_heads}; change one of them.")
     self._check_names()
     if self.attention_window < 0:
-      raise ValueError(f"Model.attention_window is {self.attention_window}; wanted 0 (all "
-                       "positions before) or more.")
+      raise ValueError(f"Model.attention_window is {self.attention_window}; wanted 0 or more.")
     if self.experts:
       _positive(self, "experts_per_token")
       shared = self.experts - sum(self.modality_experts)
