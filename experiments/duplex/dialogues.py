@@ -26,8 +26,8 @@ MOST_FRAMES = 600  # 48 s
 LEAST_FRAMES = 500
 PARTED_FRAMES = 528  # with room for what is typed and shown: some 95 positions at most
 PARTED = 0.15  # of the dialogues
-INTERRUPTED, ACKNOWLEDGED, DISTURBED = 0.45, 0.30, 0.20  # of counts, counts, answers
-OPS = {"after": 0.25, "before": 0.25, "count": 0.30, "bare": 0.20}
+INTERRUPTED, ACKNOWLEDGED, DISTURBED = 0.45, 0.60, 0.25  # of counts, counts, answers
+OPS = {"after": 0.20, "before": 0.20, "count": 0.40, "bare": 0.20}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +147,7 @@ class _Script:
     begun = frame * FRAME
     if event["op"] == "count" and told.chance(INTERRUPTED):
       onset = int(self.rng.integers(begun + 3 * FRAME, end - int(0.2 * RATE)))
-    if event["op"] == "count" and told.chance(ACKNOWLEDGED):
+    while event["op"] == "count" and told.chance(ACKNOWLEDGED):
       self._aside("backchannel", told.backchannel(self.who), begun, onset or end, onset)
     if told.chance(DISTURBED):
       self._aside("noise", told.burst(self.who), begun, onset or end, onset)

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from experiments.digits.voices import LANGUAGES
 from experiments.duplex import phrases, recordings, sounds
 from experiments.duplex.recordings import FRAME, RATE
 from omnijax.tokenizers import clips
 
-REACTION = 0.12  # s; who is interrupted stops at the first frame that begins this long after
+REACTION = 0.16  # s; who is interrupted stops at the first frame that begins this long after
 LEAST = 2  # frames of a word that are said, or the word isn't begun
 _FADE = RATE // 100
 
@@ -198,7 +199,14 @@ class Talk:
     return wave_T * min(1.0, 0.9 / float(np.abs(wave_T).max()))  # clicks are all peak
 
   def backchannel(self, who: Asker) -> np.ndarray:
-    """A sign of attention, softer than the user's questions."""
+    """A sign of attention, softer than the user's questions.
+
+    Voices have few of them: in training it is often somebody else's, and always in another
+    disguise, lest it be known by those few.
+    """
+    if self.disguised:
+      other = self.asker(str(self.rng.choice(LANGUAGES))) if self.chance(0.5) else who
+      who = dataclasses.replace(other, level=who.level, disguise=int(self.rng.integers(2**31)))
     return self.sound(who, self.phrase(who, "backchannel"), self.rng.uniform(-12, -3))
 
   def answer(self, frame: int, language: str, digits: tuple[int, ...], event: dict[str, Any]
