@@ -16,9 +16,9 @@ from omnijax.serve.settings import Settings
 @contextlib.contextmanager
 def serving(service, settings=Settings()):
   """A server in a thread; yields it, with its `url`."""
-  bound = server_lib.bind("127.0.0.1", 0, settings.stall_s)
   ready = threading.Event()
   server = server_lib.Server(app_lib.create(service, settings), ready.set)
+  bound = server_lib.bind("127.0.0.1", 0, settings.stall_s)
   server.url = f"http://127.0.0.1:{bound.getsockname()[1]}"
   thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
   thread.start()

@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnijax.serve.stops import Stops
@@ -11,6 +11,7 @@ from omnijax.serve.stops import Stops
 SMALL = st.text("ab", max_size=12)
 
 
+@settings(deadline=None)
 @given(SMALL, st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
        st.lists(st.integers(0, 12), max_size=5))
 def test_any_cut_shows_what_precedes_the_first_stop(text, stops, cuts):
