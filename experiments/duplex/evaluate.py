@@ -17,6 +17,7 @@ import rich.table
 
 from experiments import quickstart
 from experiments.digits import voices
+from omnijax import bench
 from omnijax.evals import duplex, judges
 from omnijax.generate.service import Service
 
@@ -49,7 +50,9 @@ def evaluate(run: Path, scenarios: Path, *, at_once: int, echo_db: float | None,
                               size=service.frame_size)) for s, x in zip(some, said, strict=True)]
   if keep is not None:
     duplex.write(keep, some, said, service.sample_rate)
-  return {"figures": duplex.figures(results), "scenarios": [
+  about = {"run": Path(run).name, "commit": bench.commit(), "device": bench.cpu_name(),
+           "echo_db": echo_db, "each": each}
+  return {"about": about, "figures": duplex.figures(results), "scenarios": [
     {"name": s.name, "kind": s.kind, "words": x.words, **r}
     for (s, r), x in zip(results, said, strict=True)]}
 
