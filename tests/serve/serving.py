@@ -32,10 +32,10 @@ def serving(service, settings=Settings()):
 
 
 @contextlib.contextmanager
-def client_of(server, key="none"):
+def client_of(server, key="none", timeout=10):
   """OpenAI's own client, without second tries."""
   with openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0,
-                     timeout=10) as client:
+                     timeout=timeout) as client:
     yield client
 
 

@@ -230,8 +230,9 @@ def test_a_run_is_served(tmp_path):
     env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(tiny.__file__).parent),
                                                       *sys.path])})
   assert saved.returncode == 0, saved.stderr
-  with Process(sys.executable, "-m", "omnijax.cli", "serve", str(tmp_path), "--port", "0",
-               "--positions", "64", "--slots", "2") as running, client_of(running) as client:
+  command = (sys.executable, "-m", "omnijax.cli", "serve", str(tmp_path), "--port", "0",
+             "--positions", "64", "--slots", "2")
+  with Process(*command) as running, client_of(running, timeout=120) as client:
     model = client.models.list().data[0].id
     assert model == "tiny" == running.name
     messages = [{"role": "user", "content": "one"}]
