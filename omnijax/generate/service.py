@@ -97,7 +97,8 @@ class Service(Rounds):
 
     Raises:
       ValueError: a part that can't be read, or the prompt doesn't fit.
-      Full: too many wait already.
+      Full: too many wait already, or the service ends.
+      RuntimeError: the service has failed.
     """
     goal = Goal(to=to, grid=self.prompts.grid(image_size), max_new=max_new)
     said = self.prompts.encode([parts])[0]
@@ -128,7 +129,8 @@ class Service(Rounds):
       emit: gets the frames, and one End.
 
     Raises:
-      Full: no row is free.
+      Full: no row is free, or the service ends.
+      RuntimeError: the service has failed.
       ValueError: the model's acoustic codes lag by more than a frame.
     """
     if self.slots.layout.acoustic_delay > 1:
@@ -170,6 +172,13 @@ class Service(Rounds):
       self.changed.notify_all()
     self._thread.join()
 
+  @property
+  def alive(self) -> bool:
+    """Whether its thread runs; if it has failed, the log says why, and it stays so."""
+    return self._thread.is_alive()
+
   def _check_open(self) -> None:
-    if self._ends or not self._thread.is_alive():
+    if self._ends:
       raise Full("the service ends; ask another one.")
+    if not self.alive:
+      raise RuntimeError("the service has failed; its log says why. Start it again.")

@@ -143,7 +143,7 @@ class Models(pydantic.BaseModel):
 class Health(pydantic.BaseModel):
   """Whether new requests are taken, and what is being done."""
 
-  status: Literal["ok", "stopping"]
+  status: Literal["ok", "stopping", "failed"]
   model: str
   active: dict[str, int]
 

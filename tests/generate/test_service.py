@@ -254,7 +254,8 @@ def test_a_failure_ends_everybody(model, monkeypatch):
   made.write([{"text": "a"}], to="text", emit=boxes[1].put)
   assert [b.rest()[-1] for b in boxes] == [End("failed", error="the service has failed")] * 2
   made._thread.join(60)
-  with pytest.raises(Full, match="the service ends"):
+  assert not made.alive
+  with pytest.raises(RuntimeError, match="has failed; its log says why"):
     made.talk(emit=print)
   made.close()
 

@@ -55,6 +55,7 @@ class FakeService:
   name, created, sample_rate, frame_size, max_positions, image_step = (
     "fake", 1_700_000_000, RATE, FRAME, 512, STEP)
   modalities = frozenset({"text", "image", "audio"})
+  alive = True
 
   def __init__(self, slots: int = 4, queue: int = 4, pace_s: float = 0.0):
     self.slots, self.queue, self.pace_s = slots, queue, pace_s
