@@ -13,7 +13,7 @@ FLAGS = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
          "--disable-component-update", "--disable-sync", "--no-first-run"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def chromium(tmp_path_factory):
   sync_api = pytest.importorskip("playwright.sync_api")
   path = tmp_path_factory.mktemp("microphone") / "bursts.wav"

@@ -16,7 +16,7 @@ ANSWER_MS = 80 * ANSWER
 
 def test_a_conversation_with_an_interruption_by_the_space_bar_alone(page, fake):
   page.keyboard.press("Space")
-  wait(page, "document.querySelectorAll('.turn.model').length === 2")
+  wait(page, "document.querySelectorAll('.turn.model[aria-busy=false]').length === 2")
   wait(page, "document.body.dataset.phase === 'listening'")
   # The first answer was cut, and the server knows how much of it was heard.
   [cut] = fake.of("conversation.item.truncate")
@@ -85,6 +85,7 @@ def test_latency_is_that_of_answers_to_speech(page, fake):
 
 
 def test_escape_silences_and_typing_goes_into_the_conversation(page, fake):
+  fake.deaf = True  # or the microphone would end the answer
   tab_to(page, "talk")
   page.keyboard.press("Enter")
   wait(page, "document.body.dataset.state === 'live'")

@@ -42,7 +42,7 @@ def page(chromium, model):
 
 def test_a_conversation_is_held_and_interrupted(page, model):
   page.keyboard.press("Space")
-  wait(page, "document.querySelectorAll('.turn.model').length === 2")
+  wait(page, "document.querySelectorAll('.turn.model[aria-busy=false]').length === 2")
   wait(page, "document.body.dataset.phase === 'listening'")
   first, second = turns(page, "model")
   assert "interrupted after" in first and first.split()[0] == "w0" and "w39" not in first
@@ -56,8 +56,8 @@ def test_a_conversation_is_held_and_interrupted(page, model):
   page.keyboard.press("Enter")
   wait(page, "document.querySelectorAll('.turn.model').length === 3")
   [talk] = model.voices.talks
-  assert [part["text"] for kind, parts in talk.asked if kind == "insert" for part in parts] == [
-    "look here"]
+  inserted = [asked[1] for asked in talk.asked if asked[0] == "insert" and asked[1]]
+  assert [[part["text"] for part in parts] for parts in inserted] == [["look here"]]
   page.click("#talk")
   wait_for(page, lambda: not model.voices.talks)  # its place is free
 
