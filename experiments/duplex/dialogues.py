@@ -119,10 +119,16 @@ class _Script:
     return at + (told.between(3, 6) if told.chance(0.08) else
                  told.between(0.4, 3.0 if told.chance(0.3) else 1.4))
 
-  def _ask(self, start: int, changing: float) -> dict[str, Any]:
+  def _ask(self, start: int, changing: float, *, interrupts: bool = False) -> dict[str, Any]:
+    """A question; one that interrupts isn't a bare digit, which might be a back-channel."""
     told, rng = self.talk, self.rng
     who = self._next_asker(changing)
+    if interrupts and not told.bank.asks(who.language, who.voice):
+      other = told.asker(who.language, asks=True)
+      self.who = who = dataclasses.replace(other, level=who.level)
     op = list(OPS)[rng.choice(len(OPS), p=list(OPS.values()))]
+    while interrupts and op == phrases.BARE:
+      op = list(OPS)[rng.choice(len(OPS), p=list(OPS.values()))]
     if not told.bank.asks(who.language, who.voice):
       op = phrases.BARE
     pause = rng.random()
@@ -154,7 +160,7 @@ class _Script:
     if onset is None:
       return end
     stop = told.interrupt(onset, event)
-    asked = self._ask(onset, 0.12)
+    asked = self._ask(onset, 0.12, interrupts=True)
     told.note("interruption", onset, asked["end"], stop=stop * FRAME)
     return self._answered(asked, talk.ceil_frame(asked["end"]))
 

@@ -89,8 +89,8 @@ def _count(told: Talk, who: Asker) -> dict[str, Any]:
 def _interruption(told: Talk, who: Asker) -> dict[str, Any]:
   first = _count(told, who)
   onset = first["end"] + told.between(*AFTER)
-  op = ("after", "before", phrases.BARE)[told.rng.choice(3, p=[0.4, 0.4, 0.2])]
-  asked = _ask(told, onset, who, op)
+  # Not a bare digit: said into a count, that is no more a question than a back-channel is.
+  asked = _ask(told, onset, who, ("after", "before")[told.rng.integers(2)])
   told.note("interruption", onset, asked["end"])
   return asked
 

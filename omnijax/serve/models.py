@@ -31,9 +31,10 @@ def router(context: Context) -> APIRouter:
   @routes.get("/health", response_model=bodies.Health, responses={503: {"model": bodies.Health}})
   async def health() -> Any:
     """Whether new requests are taken: 503 once the server is stopping, or its model has failed."""
-    status = ("stopping" if context.access.stopping else "ok") if service.alive else "failed"
-    found = bodies.Health(status=status, model=service.name, active=service.active())
-    return JSONResponse(found.model_dump(), 200 if status == "ok" else 503)
+    found = bodies.Health(
+      status="failed" if not service.alive else "stopping" if context.access.stopping else "ok",
+      model=service.name, active=service.active())
+    return JSONResponse(found.model_dump(), 200 if found.status == "ok" else 503)
 
   @routes.get("/metrics", response_class=Response)
   async def figures() -> Response:
