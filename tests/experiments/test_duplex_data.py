@@ -100,7 +100,7 @@ def test_who_is_interrupted_stops(made):
       if event["event"] != "interruption":
         continue
       stops += 1
-      assert 0.12 * RATE <= event["stop"] - event["start"] < 0.12 * RATE + FRAME
+      assert talk.REACTION * RATE <= event["stop"] - event["start"] < talk.REACTION * RATE + FRAME
       assert event["stop"] % FRAME == 0
       # Not a sound until the question that interrupted has ended, and then its answer.
       quiet_T = dialogue.assistant_T[event["stop"] : event["end"]]
