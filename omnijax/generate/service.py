@@ -76,10 +76,10 @@ class Service(Rounds):
         done.release()
 
     talk = self.talk(emit=emit)
+    talk.order(self.slots.warm)  # before it ends, else it would not be carried out
     talk.hear(np.zeros(2 * self.frame_size, np.float32))
     done.acquire()
     done.acquire()
-    talk.order(self.slots.warm)
     talk.close()
     done.acquire()
     kinds: tuple[To, ...] = ("text", "image", "audio")

@@ -181,7 +181,7 @@ def test_nobody_waits_for_ever(service):
   ticket = service.write([{"text": "a"}], to="text", max_new=5, emit=waiting.put)
   assert service.active()["queued"] == 1
   ticket.cancel()
-  assert waiting.rest() == [End("cancelled", 5, 0)]
+  assert waiting.rest() == [End("cancelled", 4, 0)]
   later = Box()
   service.write([{"text": "a"}], to="text", max_new=5, emit=later.put)
   talks[2].close()
