@@ -72,15 +72,18 @@ class Voice:
 
     Args:
       said: a document of turns, at whose end it is the assistant's.
-      after: codes [Q] of the position that is replaced: those that lag still belong to the sound.
+      after: codes [Q] of the position that is replaced: those that lag still belong to the sound,
+        as do those of what was heard last.
     """
     lag = self.layout.acoustic_delay
+    heard = self._heard[-1] if self._heard else self._nothing_Q
+    late_G = np.concatenate([self._nothing_Q[:1], after[1:], self._nothing_Q[:1], heard[1:]])
     end = Streams(
       np.array([vocab_lib.AUDIO_END], np.int32),
       np.array([vocab_lib.AUDIO if lag else vocab_lib.TEXT], np.int8),
       np.full((1, 3), self._number, np.int32), np.zeros(1, np.float32),
       np.zeros(1 if lag else 0, np.int32),
-      np.concatenate([self._nothing_Q[:1], after[1:], self._nothing_Q])[None][: 1 if lag else 0],
+      late_G[None][: 1 if lag else 0],
       np.zeros((1 if lag else 0, len(after)), np.float32))
     rest = dataclasses.replace(  # without BOS, counted on
       said, main=said.main[1:], modality=said.modality[1:],

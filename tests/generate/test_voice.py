@@ -40,6 +40,9 @@ class Talking:
     with jax.set_mesh(sharding.make_mesh(config.Mesh(data=1, fsdp=1))):
       self.model = jax.jit(lambda key: Omni(cfg, tiny.VOCAB, sharding.RULES, rngs=nnx.Rngs(key)))(
         jax.random.key(0))
+    # At times likelier than all words together.
+    head_DV = self.model.head_DV
+    head_DV[...] = head_DV[...].at[:, vl.PAD].multiply(8.0)
     self.slots = Slots(self.model, self.data, rows=2, positions=96, silence_Q=SILENCE)
     self.voice = Voice(self.slots.layout, Letters(), SILENCE, self.slots.kept)
     self.r, self.lag = np.random.default_rng(0), lag
@@ -158,6 +161,7 @@ def test_a_dialogue_is_the_document_of_it(lead, lag, window):
   whole = [talk.frame()[0] for _ in range(90)]
   assert talk.slots.kept < 90 or not window
   talk.check()
+  assert 0.1 < np.mean(np.array(talk.main) == vl.PAD) < 0.9
   codes = talk.part().codes
   # What comes out after frame i is what is said in the next one, or in itself if codes lag.
   for i in range(5, 80):
@@ -180,7 +184,6 @@ def test_text_and_pictures_are_put_into_the_middle(lead, lag):
   talk.check()
 
 
-@pytest.mark.xfail(strict=False, reason="seen to fail once, not yet looked into")
 @pytest.mark.parametrize(("lead", "lag", "window"), [(0, 0, 0), (0, 1, 0), (1, 1, 0), (0, 0, 12)])
 def test_what_was_never_heard_is_forgotten(lead, lag, window):
   talk = Talking(lead, lag, window)
@@ -191,8 +194,9 @@ def test_what_was_never_heard_is_forgotten(lead, lag, window):
   assert (before.codes[23:29] == SILENCE).all() and (before.codes[22 - lag - 1] != SILENCE).any()
   for _ in range(20):
     talk.frame()
-  # What it says then follows from what was left, and from all that it heard.
-  talk.check(since=31)
+  # What it says then follows from what was left, and from all that it heard. The row stood before
+  # position 30 + lead.
+  talk.check(since=31 + lead)
   assert (talk.part().codes[31 - lag :] != SILENCE).any()
 
 
