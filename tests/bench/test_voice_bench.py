@@ -308,7 +308,14 @@ def files(tmp_path, monkeypatch):
                                argv=["bench", "voice", "run", "--scenarios", str(path)])
 
 
+def extras(monkeypatch, *missing):
+  """As if all extras were installed but some."""
+  found = types.SimpleNamespace(find_spec=lambda name: None if name in missing else object())
+  monkeypatch.setattr(voice_command, "importlib", types.SimpleNamespace(util=found))
+
+
 def test_the_command(files, monkeypatch, capsys):
+  extras(monkeypatch)
   monkeypatch.setattr(sys, "argv", ["/usr/bin/omnijax", "bench", "voice", "a run"])
   assert cli.main([*files.argv, "--sessions", "1,2", "--seconds", "1", "--questions", "1", "--out",
                    str(files.out)]) == 0
@@ -372,9 +379,7 @@ def test_a_run_that_is_none(files, monkeypatch, capsys):
 
 
 def test_extras_that_are_missing(files, monkeypatch, capsys):
-  find = voice_command.importlib.util.find_spec
-  monkeypatch.setattr(voice_command, "importlib", types.SimpleNamespace(util=types.SimpleNamespace(
-    find_spec=lambda name: None if name == "py_nanotts" else object() or find(name))))
+  extras(monkeypatch, "py_nanotts")
   assert cli.main(files.argv) == 2
   assert 'pip install "omnijax[voice]"' in capsys.readouterr().err
 
