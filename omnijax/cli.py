@@ -372,8 +372,8 @@ def _generate(args: argparse.Namespace, fields: list[str]) -> None:
 def _serve(args: argparse.Namespace, _: list[str]) -> None:
   from omnijax.serve import command
 
-  command.run(args.run, host=args.host, port=args.port, api_keys=args.api_key,
-              **{name: getattr(args, name) for name in serve_arguments.NAMES})
+  command.run(args.run, serve_arguments.settings(args), host=args.host, port=args.port,
+              **{name: getattr(args, name) for name in serve_arguments.SERVICE})
 
 
 def _need(args: argparse.Namespace, *names: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from omnijax.data.documents import Part
 from omnijax.generate import step
-from omnijax.generate.events import End, Event, Frame
+from omnijax.generate.events import End, Event, Frame, TooLong
 from omnijax.generate.prompts import Prompts
 from omnijax.generate.sample import Sampling
 from omnijax.generate.slots import Slots, Work
@@ -97,12 +97,12 @@ class Talk:
     """Puts text and pictures of the user into the dialogue, at its next frame.
 
     Raises:
-      ValueError: a part that can't be read, or there is too much of it.
+      ValueError: a part that can't be read; TooLong: there is too much of it.
     """
     said = self._service.prompts.encode([parts])[0]
     size = len(self._service.prompts.render(said).main)
     if size > self._service.max_positions // 2:
-      raise ValueError(f"what is put in takes {size} positions; wanted at most "
+      raise TooLong(f"what is put in takes {size} positions; wanted at most "
                        f"{self._service.max_positions // 2}: shorten it, or make pictures smaller.")
     self.order(lambda: self.said.append(said))
 

@@ -28,15 +28,9 @@ class Engine:
   def __init__(self, model: Omni, data: config_lib.Data, *, max_positions: int, max_batch: int):
     self.layout = Layout(model.vocab, data.text_delay, data.acoustic_delay)
     self.max_positions, self.max_batch = max_positions, max_batch
-    placed = model.head_DV[...].sharding
-    assert isinstance(placed, jax.sharding.NamedSharding)
-    assert isinstance(placed.mesh, jax.sharding.Mesh)
-    self.mesh = placed.mesh
+    self.mesh, self._ways = weights.mesh_of(model), weights.ways(model)
     with jax.set_mesh(self.mesh):
       self.model = weights.prepare(model)
-    axes = model.rules("batch")[0] or ()
-    axes = (axes,) if isinstance(axes, str) else axes
-    self._ways = int(np.prod([self.mesh.shape[a] for a in axes]))
 
   def write(self, prompts: Sequence[Streams], goals: Sequence[Goal], *, sampling: Sampling,
             seed: int, guidance: float = 1.0, without: Sequence[Streams] | None = None

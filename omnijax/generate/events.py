@@ -52,5 +52,9 @@ class Frame:
 Event = Text | Sound | Picture | End
 
 
+class TooLong(ValueError):
+  """A prompt, or what is put into a dialogue, leaves no room for an answer."""
+
+
 class Full(RuntimeError):
   """There is no room for more at the moment."""

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from omnijax import config as config_lib
-from omnijax import sharding
 from omnijax.data.documents import Streams
 from omnijax.generate import cache, step, turns, weights
 from omnijax.generate.cache import State
@@ -54,16 +53,13 @@ class Slots:
                silence_Q: np.ndarray, int8: bool = False):
     self.layout = Layout(model.vocab, data.text_delay, data.acoustic_delay)
     self.rows, self.positions = rows, positions
-    placed = model.head_DV[...].sharding
-    assert isinstance(placed, jax.sharding.NamedSharding)
-    assert isinstance(placed.mesh, jax.sharding.Mesh)
-    self.mesh = placed.mesh
-    ways = [self.mesh.shape[a] for a in sharding.axes_of(model.rules("batch")[0])]
-    if np.prod(ways) > 1:
-      raise ValueError(f"the model's mesh shares out a batch over {int(np.prod(ways))} devices; "
-                       "slots come and go one by one: put it on a mesh of tensor only.")
+    self.mesh = weights.mesh_of(model)
+    if (ways := weights.ways(model)) > 1:
+      raise ValueError(f"the model's mesh shares out a batch over {ways} devices; slots come and "
+                       "go one by one: put it on a mesh of tensor only.")
     window = model.cfg.attention_window
-    self.kept = max(window + turns.PIECE, turns.PIECE) if window else positions
+    # With room to go back a little.
+    self.kept = window + turns.PIECE if window else positions
     self._nothing_BQ = np.full((rows, model.vocab.codebooks), model.vocab.no_code, np.int32)
     self.silence_Q = np.asarray(silence_Q, np.int32)
     with jax.set_mesh(self.mesh):

@@ -12,6 +12,7 @@ import numpy as np
 from omnijax import sharding
 from omnijax.data.documents import Streams
 from omnijax.generate import grammar, step
+from omnijax.generate.events import TooLong
 from omnijax.generate.grammar import Grammar, Layout
 from omnijax.generate.sample import Sampling
 
@@ -44,14 +45,15 @@ class Goal:
     """Positions that the turn may take, its end included, where there is room for so many.
 
     Raises:
-      ValueError: the room, or max_new, is too little for the shortest such output.
+      TooLong: the room is too little for the shortest such output.
+      ValueError: max_new is.
     """
     if self.to == "talk":
       return _ENDLESS
     h, w = self.grid or (1, 1)
     least = {"text": 2, "any": 2, "image": 3 + h * w, "audio": layout.shortest_speech + 1}[self.to]
     if room < least:
-      raise ValueError(f"the prompt leaves {max(room, 0)} positions, and {self.to} output takes "
+      raise TooLong(f"the prompt leaves {max(room, 0)} positions, and {self.to} output takes "
                        f"at least {least}; raise max_positions or shorten the prompt.")
     if self.to == "image":
       return min(least + self.max_new, room) if self.grid else room

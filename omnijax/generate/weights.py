@@ -1,12 +1,29 @@
 """A model as generation reads it."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 from omnijax.kernels import quantized
 from omnijax.model.transformer import Omni
+from omnijax.sharding import axes_of
 
 _FLOAT32 = ("gain", "router")  # parts of names
+
+
+def mesh_of(model: Omni) -> jax.sharding.Mesh:
+  """Where a model lies."""
+  placed = model.head_DV[...].sharding
+  assert isinstance(placed, jax.sharding.NamedSharding)
+  assert isinstance(placed.mesh, jax.sharding.Mesh)
+  return placed.mesh
+
+
+def ways(model: Omni) -> int:
+  """Over how many devices it shares out a batch."""
+  axes = axes_of(model.rules("batch")[0])
+  return math.prod(mesh_of(model).shape[a] for a in axes)
 
 
 def prepare(model: Omni, *, int8: bool = False) -> Omni:

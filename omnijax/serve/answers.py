@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from omnijax.generate.events import End, Event, Full, Sound, Text
+from omnijax.generate.events import End, Event, Full, Sound, Text, TooLong
 from omnijax.serve import conversation as conversation_lib
 from omnijax.serve.conversation import Item
 from omnijax.serve.realtime_events import Options, Problem
@@ -51,7 +51,8 @@ class Answer:
       self._fail(str(error) or "all slots are busy; try again later.", "rate_limit_exceeded",
                  "rate_limit_error")
     except ValueError as error:
-      self._fail(str(error), "invalid_prompt", "invalid_request_error")
+      code = "context_length_exceeded" if isinstance(error, TooLong) else "invalid_prompt"
+      self._fail(str(error), code, "invalid_request_error")
     except Exception:
       _LOG.exception("a realtime response fails")
       self._fail("the server failed.", "server_error", "server_error")

@@ -45,7 +45,8 @@ def create(service: Any, settings: Settings) -> FastAPI:
     app.include_router(part.router(context))
   limits = realtime_shared.Settings(
     api_keys=frozenset(settings.api_keys), pixels=int(settings.max_megapixels * 1e6),
-    buffer_s=settings.max_audio_s, outgoing_bytes=int(settings.max_buffer_mb * 1e6),
+    image_size=context.image_size, buffer_s=settings.max_audio_s,
+    outgoing_bytes=int(settings.max_buffer_mb * 1e6),
     message_bytes=int(settings.max_upload_mb * 1e6), sessions=settings.requests,
     metrics=context.metrics)
   app.add_api_websocket_route("/v1/realtime", realtime.Realtime(service, limits).endpoint)

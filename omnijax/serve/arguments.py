@@ -5,9 +5,17 @@ from pathlib import Path
 
 from omnijax.serve.settings import Settings
 
-# Those that are handed on as they are.
-NAMES = ("slots", "queue", "positions", "int8", "rate", "max_upload_mb", "max_audio_s",
-         "max_megapixels", "image_size", "drain_s")
+SERVICE = ("slots", "queue", "positions", "int8")  # of the model's service
+_LIMITS = ("rate", "max_upload_mb", "max_audio_s", "max_megapixels", "image_size", "drain_s")
+
+
+def settings(args: argparse.Namespace) -> Settings:
+  """What clients may do.
+
+  Raises:
+    ValueError: a limit is out of range, or a key can't be sent.
+  """
+  return Settings(api_keys=tuple(args.api_key), **{name: getattr(args, name) for name in _LIMITS})
 
 
 def add(p: argparse.ArgumentParser) -> None:

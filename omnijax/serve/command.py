@@ -1,9 +1,9 @@
 """`omnijax serve`: a run, a port, and a server between them until it is told to stop."""
 
+import dataclasses
 import importlib
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from omnijax.serve.settings import Settings
@@ -12,23 +12,22 @@ _log = logging.getLogger("omnijax")
 KEY_VARIABLE = "OMNIJAX_API_KEY"
 
 
-def run(run_dir: Path, *, host: str, port: int, api_keys: Sequence[str], slots: int, queue: int,
-        positions: int, int8: bool, **limits: float) -> None:
+def run(run_dir: Path, settings: Settings, *, host: str, port: int, slots: int, queue: int,
+        positions: int, int8: bool) -> None:
   """Serves a run's newest checkpoint until SIGTERM or SIGINT.
 
   Args:
     run_dir: directory of a run.
     host, port: where to listen; port 0 takes any that is free.
-    api_keys: that clients must have; without any, those of OMNIJAX_API_KEY.
+    settings: who may come, and limits; without keys, those of OMNIJAX_API_KEY hold.
     slots, queue, positions, int8: of Service.load.
-    limits: other fields of Settings.
 
   Raises:
-    ValueError: there is no such run, the port is taken, or a limit is out of range.
+    ValueError: there is no such run, or the port is taken.
     ModuleNotFoundError: the extra `serve` is not installed.
   """
-  keys = tuple(api_keys) or tuple(os.environ.get(KEY_VARIABLE, "").split(","))
-  settings = Settings(api_keys=keys if any(keys) else (), **limits)  # type: ignore[arg-type]
+  if not settings.api_keys and (keys := os.environ.get(KEY_VARIABLE, "")).strip(","):
+    settings = dataclasses.replace(settings, api_keys=tuple(keys.split(",")))
   for name in ("fastapi", "prometheus_client", "python_multipart", "uvicorn"):
     importlib.import_module(name)  # those that are missing are told before a model is loaded
   from omnijax.serve import app, server

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from omnijax.serve import pictures
 from omnijax.serve import realtime_events as events_lib
+from omnijax.serve.errors import Refused
 from omnijax.serve.realtime_events import Problem
 
 _KINDS = {"user": ("input_text", "input_audio", "input_image"), "assistant": ("output_text",),
@@ -137,14 +137,14 @@ class Conversation:
 
 
 def read(item: events_lib.Item, *, param: str, hear: Callable[[bytes], np.ndarray],
-         step: int, most_pixels: int) -> Item:
+         see: Callable[[str, str], np.ndarray]) -> Item:
   """An item that a client sent, decoded; slow if it has a sound or a picture.
 
   Args:
     item: of the event.
     param: the field it is in.
     hear: makes samples, float32 [L] at the service's rate, of the sounds in it.
-    step, most_pixels: see pictures.from_url.
+    see: makes pixels, uint8 [H, W, C], of the data: URLs in it; gets the field's name, too.
 
   Raises:
     Problem: a content doesn't go with the role, lacks its field, or can't be decoded.
@@ -161,19 +161,21 @@ def read(item: events_lib.Item, *, param: str, hear: Callable[[bytes], np.ndarra
       raise Problem(f"{where}.{field} is missing or empty, which {part.type} needs.",
                     param=f"{where}.{field}", code="missing_required_parameter")
     try:
-      content.append(_read(part, value, hear, step, most_pixels))
+      content.append(_read(part, value, hear, see, f"{where}.{field}"))
+    except Refused as refused:
+      raise Problem(f"{where}.{field}: {refused.detail}", param=f"{where}.{field}",
+                    code=refused.code or "invalid_value") from refused
     except ValueError as error:
       raise Problem(f"{where}.{field}: {error}", param=f"{where}.{field}") from error
   return Item(item.id or events_lib.new_id("item"), item.role, content)
 
 
-def _read(part: events_lib.Content, value: Any, hear: Callable[[bytes], np.ndarray], step: int,
-          most_pixels: int) -> Content:
+def _read(part: events_lib.Content, value: Any, hear: Callable[[bytes], np.ndarray],
+          see: Callable[[str, str], np.ndarray], where: str) -> Content:
   if part.type == "input_audio":
     return Content(part.type, wave_L=hear(value), transcript=part.transcript)
   if part.type == "input_image":
-    pixels_HWC = pictures.from_url(value, step=step, most_pixels=most_pixels)
-    return Content(part.type, pixels_HWC=pixels_HWC, url=value)
+    return Content(part.type, pixels_HWC=see(value, where), url=value)
   return Content(part.type, text=value)
 
 

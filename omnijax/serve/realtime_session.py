@@ -253,8 +253,7 @@ class Session:
       return np.concatenate([resampler.feed(pcm.decode(data, kind)), resampler.flush()])
 
     read = lambda: conversation_lib.read(
-      item, param=param, hear=hear, step=service.image_step,
-      most_pixels=self._shared.settings.pixels)
+      item, param=param, hear=hear, see=self._shared.see)
     slow = any(part.type in reads for part in item.content)
     return await self._shared.in_thread(read) if slow else read()
 

@@ -15,7 +15,9 @@ import anyio.to_thread
 import numpy as np
 
 from omnijax.generate.events import End, Event, Frame
+from omnijax.serve import pixels, uploads
 from omnijax.serve.conversation import Conversation, Item
+from omnijax.serve.errors import Refused
 from omnijax.serve.realtime_config import Config
 from omnijax.serve.realtime_events import Problem
 
@@ -73,6 +75,7 @@ class Settings:
   items, conversation_bytes: of a conversation.
   outgoing_bytes: that a client has not read; with more it is closed.
   pixels: of a picture, before it is scaled down.
+  image_size: pixels of the longer side that it is scaled down to.
   max_new: positions of one response that Service.write makes.
   idle_s: a client that says nothing for so long is closed.
   session_s: a session ends after so long.
@@ -86,6 +89,7 @@ class Settings:
   conversation_bytes: int = 64 << 20
   outgoing_bytes: int = 8 << 20
   pixels: int = 16_000_000
+  image_size: int = 256
   max_new: int = 375
   idle_s: float | None = None
   session_s: float | None = None
@@ -115,6 +119,18 @@ class Shared:
   def ms(self, samples: int) -> int:
     """Milliseconds of so many samples at the service's rate."""
     return samples * 1000 // self.service.sample_rate
+
+  def see(self, url: str, param: str) -> np.ndarray:
+    """Pixels uint8 [H, W, C] of a data: URL, as the model takes them.
+
+    Raises:
+      Refused: it is none, or too large.
+    """
+    content = uploads.data_url(url, param)
+    if (found := pixels.count(content, param)) > self.settings.pixels:
+      raise Refused(400, f"The picture has {found} pixels; the most is {self.settings.pixels}: "
+                    "scale it down.", code="image_too_large", param=param)
+    return pixels.decode(content, self.service.image_step, self.settings.image_size, param)
 
   async def in_thread(self, function: Callable[[], T]) -> T:
     """Runs what takes long beside the event loop; nobody waits for it if the session ends."""

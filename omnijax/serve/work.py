@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import Request
 
-from omnijax.generate.events import End, Event, Full, Picture, Sound, Text
+from omnijax.generate.events import End, Event, Full, Picture, Sound, Text, TooLong
 from omnijax.serve.context import Context
 from omnijax.serve.errors import Failed, Refused, Stopping
 
@@ -81,8 +81,7 @@ class Work:
         raise Refused(429, f"The server is full: {error}", code="queue_full",
                       retry_after=2) from None
       except ValueError as error:
-        # The service's words for what does not fit; they name the limit.
-        long = "max_positions" in str(error)
+        long = isinstance(error, TooLong)
         raise Refused(400, str(error), code="context_length_exceeded" if long else "invalid_value",
                       param=self._param) from None
       with self._lock:

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from omnijax.generate.events import End, Full, Picture, Sound, Text
+from omnijax.generate.events import End, Full, Picture, Sound, Text, TooLong
 
 RATE, FRAME, STEP = 16_000, 1280, 8
 
@@ -75,8 +75,8 @@ class FakeService:
       raise RuntimeError("a secret of the inside")
     prompt = sum(map(positions, parts)) + 2
     if prompt + 2 > self.max_positions:
-      raise ValueError(f"the prompt leaves {self.max_positions - prompt} positions, and {to} "
-                       "output takes at least 2; raise max_positions or shorten the prompt.")
+      raise TooLong(f"the prompt leaves {self.max_positions - prompt} positions, and {to} "
+                    "output takes at least 2; raise max_positions or shorten the prompt.")
     with self._lock:
       if self.closed.is_set():
         raise Full("the service ends.")

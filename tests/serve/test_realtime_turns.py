@@ -307,7 +307,7 @@ def test_telephones(url, service, kind, width):
 
 
 @pytest.mark.parametrize(("words", "code"), [
-  ("too long", "invalid_prompt"), ("bug", "server_error"), ("break", "server_error"),
+  ("too long", "context_length_exceeded"), ("bug", "server_error"), ("break", "server_error"),
   ("full", "rate_limit_exceeded"), (None, "invalid_prompt")])
 def test_responses_that_fail(url, service, words, code):
   service.full = words == "full"

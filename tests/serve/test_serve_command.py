@@ -1,7 +1,8 @@
 """`omnijax serve`: what it takes, what it says, how it ends; as a process, with a fake model."""
 
+import asyncio
+import base64
 import importlib
-import importlib.util
 import json
 import os
 import re
@@ -14,8 +15,10 @@ import time
 import types
 from pathlib import Path
 
+import openai
 import pytest
 import tiny
+import voices
 import websockets.sync.client
 from fake_service import FakeService
 from media_of import sound_file
@@ -23,7 +26,7 @@ from serving import ask, client_of, serving, until
 
 import omnijax.generate
 from omnijax import cli
-from omnijax.serve import app, arguments, command, server
+from omnijax.serve import app, command, server
 from omnijax.serve.settings import Settings
 
 # A process whose service is the fake one.
@@ -76,7 +79,6 @@ def test_what_it_takes(loaded, tmp_path):
   s, = loaded.settings
   assert (s.api_keys, s.rate, s.max_upload_mb, s.max_audio_s, s.max_megapixels, s.image_size,
           s.drain_s) == (("a", "b"), 5, 1.5, 2, 3, 32, 4)
-  assert set(arguments.NAMES) >= {"rate", "drain_s", "slots"}
 
 
 @pytest.mark.parametrize("value, keys", [(None, ()), ("", ()), ("k", ("k",)), ("k,l", ("k", "l"))])
@@ -180,7 +182,7 @@ def test_sigterm_lets_clients_finish():
     assert code == 0 and "Traceback" not in err
 
 
-def test_sigint_is_an_interruption():
+def test_sigint_is_an_interruption(foreground):
   with Process(sys.executable, "-c", CHILD) as running:
     found = []
     thread = asking(running, chat("wait"), found)
@@ -220,9 +222,34 @@ def test_who_is_done_in_time_is_answered():
     assert time.monotonic() - start < 5
 
 
+async def talked(url):
+  """What a client of the realtime endpoint does, with a model whose answers mean nothing."""
+  async with voices.session(url) as (connection, ear):
+    await voices.speak(connection, voices.tone(1.5))
+    response = (await ear.until("response.created", seconds=60)).response
+    await ear.until("response.output_audio.delta", seconds=60)
+    await connection.response.cancel(response_id=response.id)
+    assert (await ear.until("response.done", seconds=60)).response.status == "cancelled"
+    await connection.send(voices.item({"type": "input_text", "text": "one"}))
+    await ear.until("conversation.item.done", seconds=60)
+  async with voices.session(url) as (connection, ear):
+    await voices.update(connection, ear, audio={"input": {"turn_detection": {
+      "type": "server_vad"}}})
+    reasons = []
+    for _ in range(9):  # some answers are over before anybody can speak into them
+      await voices.speak(connection, voices.silence(0.4), voices.tone(0.5), voices.silence(0.7))
+      await ear.until("response.output_audio.delta", "response.done", seconds=60)
+      await voices.speak(connection, voices.tone(0.5))
+      done = (await ear.until("response.done", seconds=60)).response
+      reasons.append((done.status, getattr(done.status_details, "reason", None)))
+      if done.status == "cancelled":
+        break
+      await voices.speak(connection, voices.silence(0.7))
+      await ear.until("response.done", seconds=60)
+    assert reasons[-1] == ("cancelled", "turn_detected"), reasons
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("omnijax.generate.service") is None,
-                    reason="the service is not there yet")
 def test_a_run_is_served(tmp_path):
   # As a run that was trained: real tokenizers, a checkpoint; its answers mean nothing.
   saved = subprocess.run(
@@ -231,7 +258,7 @@ def test_a_run_is_served(tmp_path):
                                                       *sys.path])})
   assert saved.returncode == 0, saved.stderr
   command = (sys.executable, "-m", "omnijax.cli", "serve", str(tmp_path), "--port", "0",
-             "--positions", "64", "--slots", "2")
+             "--positions", "256", "--slots", "2")
   with Process(*command) as running, client_of(running, timeout=120) as client:
     model = client.models.list().data[0].id
     assert model == "tiny" == running.name
@@ -247,6 +274,19 @@ def test_a_run_is_served(tmp_path):
     assert speech.content[:4] == b"RIFF"
     heard = client.audio.transcriptions.create(model=model, file=("a.wav", sound_file(0.3)))
     assert isinstance(heard.text, str)
+    sound = {"type": "input_audio", "input_audio": {"format": "wav", "data": base64.b64encode(
+      sound_file(0.3)).decode()}}
+    seen = {"type": "image_url", "image_url": {"url": voices.png(32, 32)}}
+    words = {"type": "text", "text": "en"}
+    said = client.chat.completions.create(
+      model=model, messages=[{"role": "user", "content": [words, seen, sound]}], max_tokens=20,
+      modalities=["text", "audio"], audio={"voice": "a", "format": "wav"})
+    assert base64.b64decode(said.choices[0].message.audio.data)[:4] == b"RIFF"
+    with pytest.raises(openai.BadRequestError) as caught:
+      client.chat.completions.create(model=model, messages=[{"role": "user",
+                                                             "content": "one " * 999}])
+    assert caught.value.code == "context_length_exceeded"
+    asyncio.run(talked(f"{running.url.replace('http', 'ws')}/v1"))
     running.process.send_signal(signal.SIGTERM)
     assert running.ended()[0] == 0
 

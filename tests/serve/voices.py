@@ -21,7 +21,7 @@ from PIL import Image
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 
-from omnijax.generate.events import End, Frame, Full, Sound, Text
+from omnijax.generate.events import End, Frame, Full, Sound, Text, TooLong
 from omnijax.serve.realtime import Realtime
 from omnijax.serve.realtime_shared import Settings
 
@@ -175,7 +175,7 @@ class Service:
       raise Full("the queue is full")
     texts = [part.get("text") for part in parts]
     if "too long" in texts:
-      raise ValueError("the prompt doesn't fit 512 positions")
+      raise TooLong("the prompt leaves 0 positions")
     if "bug" in texts:
       raise KeyError("a mistake in the service")
     self.written.append({"parts": parts, "to": to, "max_new": max_new})
