@@ -67,8 +67,14 @@ def main() -> None:
   parser.add_argument("--keep", type=Path, help="folder for what was heard and said")
   parser.add_argument("--out", type=Path, help="JSON of all figures and answers")
   args = parser.parse_args()
-  found = evaluate(args.run, args.scenarios, at_once=args.at_once, echo_db=args.echo_db,
-                   each=args.each, keep=args.keep)
+  try:
+    if not args.scenarios.is_file():  # before a model is loaded
+      raise ValueError(f"there is no file {args.scenarios}; wanted the scenarios that "
+                       "experiments.duplex.manifest has written.")
+    found = evaluate(args.run, args.scenarios, at_once=args.at_once, echo_db=args.echo_db,
+                     each=args.each, keep=args.keep)
+  except (ValueError, OSError) as error:
+    parser.error(str(error))
   if args.out:
     args.out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
   show(found["figures"])

@@ -19,7 +19,7 @@ from experiments.duplex import phrases, recordings, sounds
 from experiments.duplex.recordings import FRAME, RATE
 from omnijax.tokenizers import clips
 
-REACTION = 0.16  # s; who is interrupted stops at the first frame that begins this long after
+REACTION = 0.18  # s; who is interrupted stops at the first frame that begins this long after
 LEAST = 2  # frames of a word that are said, or the word isn't begun
 _FADE = RATE // 100
 
@@ -201,12 +201,13 @@ class Talk:
   def backchannel(self, who: Asker) -> np.ndarray:
     """A sign of attention, softer than the user's questions.
 
-    Voices have few of them: in training it is often somebody else's, and always in another
+    Voices have few of them: in training it is often somebody else's, and mostly in another
     disguise, lest it be known by those few.
     """
     if self.disguised:
       other = self.asker(str(self.rng.choice(LANGUAGES))) if self.chance(0.5) else who
-      who = dataclasses.replace(other, level=who.level, disguise=int(self.rng.integers(2**31)))
+      disguise = int(self.rng.integers(2**31)) if self.chance(0.75) else None
+      who = dataclasses.replace(other, level=who.level, disguise=disguise)
     return self.sound(who, self.phrase(who, "backchannel"), self.rng.uniform(-12, -3))
 
   def answer(self, frame: int, language: str, digits: tuple[int, ...], event: dict[str, Any]

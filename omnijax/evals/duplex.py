@@ -60,15 +60,20 @@ def read(path: Path, rate: int) -> list[Scenario]:
   """
   out = []
   for number, line in enumerate(Path(path).read_text("utf-8").splitlines(), 1):
-    item = json.loads(line)
-    if item.get("kind") not in KINDS:
-      raise ValueError(f"{path}, line {number}: kind is {item.get('kind')!r}; wanted one of "
-                       f"{', '.join(KINDS)}.")
-    wave_T, found = soundfile.read(Path(path).parent / item["audio"], dtype="float32")
+    where = f"{path}, line {number}"
+    try:
+      item = json.loads(line)
+      name, kind, events, audio = (item[key] for key in ("id", "kind", "events", "audio"))
+      wave_T, found = soundfile.read(Path(path).parent / audio, dtype="float32")
+    except (ValueError, TypeError, KeyError, soundfile.SoundFileError) as error:
+      raise ValueError(f"{where}: {error}; wanted an object with id, kind, events and audio, "
+                       "a file beside this one.") from error
+    if kind not in KINDS:
+      raise ValueError(f"{where}: kind is {kind!r}; wanted one of {', '.join(KINDS)}.")
     if found != rate or wave_T.ndim != 1:
-      raise ValueError(f"{path}, line {number}: {item['audio']} has {found} samples/s and "
-                       f"{wave_T.ndim} dims; wanted one channel at {rate}.")
-    out.append(Scenario(item["id"], item["kind"], wave_T, tuple(item["events"])))
+      raise ValueError(f"{where}: {audio} has {found} samples/s and {wave_T.ndim} dims; wanted one "
+                       f"channel at {rate}.")
+    out.append(Scenario(name, kind, wave_T, tuple(events)))
   return out
 
 

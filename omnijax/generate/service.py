@@ -19,6 +19,8 @@ from omnijax.generate.sound import Sounds
 from omnijax.generate.turns import Goal, To
 from omnijax.model.transformer import Omni
 
+_LEAST = 64  # positions, for any prompt with its answer
+
 
 class Service(Rounds):
   """A model with its tokenizers and rows; any thread may call it.
@@ -32,13 +34,18 @@ class Service(Rounds):
     queue: turns that may wait for a row.
     int8: weights and caches are rounded to 8 bits.
     name, created: what it is called, and when it was made (Unix time).
+
+  Raises:
+    ValueError: slots, positions or queue are too few.
   """
 
   def __init__(self, model: Omni, run: config_lib.Run, tokenizers: Any, *, slots: int = 4,
                positions: int = 512, queue: int = 64, int8: bool = False, name: str = "",
                created: int = 0):
-    if slots < 1:
-      raise ValueError(f"slots is {slots}; wanted at least 1.")
+    for what, value, least in (("slots", slots, 1), ("queue", queue, 1),
+                               ("positions", positions, _LEAST)):
+      if value < least:
+        raise ValueError(f"{what} is {value}; wanted at least {least}.")
     self.name, self.created, self.queue = name or run.name, created, queue
     self.modalities = frozenset(("text", "image", "audio"))
     self.image_step = tokenizers.image.downsample

@@ -168,6 +168,11 @@ def test_scenarios_are_read(tmp_path):
   path.write_text(json.dumps(line | {"kind": "song"}))
   with pytest.raises(ValueError, match="line 1: kind is 'song'; wanted one of answer"):
     duplex.read(path, RATE)
+  for text, says in (("{", "line 1: Expecting"), ("[]", "line 1"), ('{"id": 1}', "line 1: 'kind'"),
+                     (json.dumps(line | {"audio": "none.wav"}), "none.wav")):
+    path.write_text(text)
+    with pytest.raises(ValueError, match=says):
+      duplex.read(path, RATE)
   path.write_text(json.dumps(line | {"audio": "b.wav"}))
   with pytest.raises(ValueError, match="b.wav has 8000 samples/s"):
     duplex.read(path, RATE)

@@ -213,6 +213,13 @@ def test_a_turn_can_be_cancelled(service):
   assert end.reason == "cancelled" or end.written > 2
 
 
+@pytest.mark.parametrize("options", [{"slots": 0}, {"queue": 0}, {"positions": 63}])
+def test_too_few_of_anything(model, options):
+  (name, value), = options.items()
+  with pytest.raises(ValueError, match=f"{name} is {value}; wanted at least"):
+    make_service(model, **options)
+
+
 def test_what_does_not_fit_says_so(service):
   with pytest.raises(ValueError, match="leaves 0 positions"):
     service.write([{"text": "x" * 200}], to="text", emit=print)

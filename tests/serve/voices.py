@@ -180,9 +180,10 @@ class Service:
       raise KeyError("a mistake in the service")
     self.written.append({"parts": parts, "to": to, "max_new": max_new})
     self.tickets.append(ticket := Ticket())
-    self.threads.append(threading.Thread(
-      target=self._write, args=(ticket, to, max_new, "break" in texts, emit), daemon=True))
-    self.threads[-1].start()
+    thread = threading.Thread(
+      target=self._write, args=(ticket, to, max_new, "break" in texts, emit), daemon=True)
+    thread.start()
+    self.threads.append(thread)  # `close` waits for what has been started
     return ticket
 
   def _write(self, ticket, to, max_new, breaks, emit):

@@ -94,7 +94,8 @@ def test_products_of_8_bits_are_near_and_the_same_on_a_mesh(kind, near, referenc
   assert compiled == 1
   assert 1e-6 < np.abs(losses - reference[0]).max() < near, losses - reference[0]
   many, _, _ = train((1, 2, 2, 1, 2), **changes)
-  np.testing.assert_allclose(many, losses, atol=1e-3, rtol=0)
+  # Sums in another order tip what is about to be rounded up or down, the more so the coarser.
+  np.testing.assert_allclose(many, losses, atol=near / 5, rtol=0)
 
 
 def test_all_products_of_the_trunk_are_of_8_bits():
