@@ -134,22 +134,37 @@ def test_a_cache_that_grows_changes_nothing(model, four):
   check_greedy(model, PROMPTS[0], goal, one, 101, four.layout)
 
 
-@pytest.mark.parametrize("T", [1, 5])
+@pytest.mark.parametrize("T", [1, 3, 5])
 def test_pieces_of_a_prompt_give_the_logits_of_one_pass(model, T):
+  """After every layer: the model may end with any of them."""
   streams = prompt(part(vl.TEXT, 3), part(vl.AUDIO, 6), part(vl.IMAGE, 3),
                    part(vl.AUDIO, 5, role=documents.ASSISTANT))
   batch = joined(streams, none_of(streams))
   S = batch["main"].shape[1]
-  with jax.set_mesh(model.head_DV[...].sharding.mesh):
-    want_SV = np.asarray(WHOLE(model, sharding.place(padded(batch, 256, 128)))[0])[0, :S]
-    state = cache.empty(model, rows=1, positions=64)
-    at = 0
-    for piece in _pieces_of(streams, T):
-      got_V, state = after(model, state, step.Piece(**sharding.place(piece)))
-      at += int(piece["count_B"][0])
-      assert state.length_B[0] == at
-      np.testing.assert_allclose(got_V[0], want_SV[at - 1], atol=1e-4)
-  assert at == S - 1 and np.abs(want_SV[-2] - want_SV[-3]).max() > 1e-2
+  wants = []
+  for layers in range(1, tiny.MODEL.layers + 1):
+    first = ending_with(model, layers)
+    with jax.set_mesh(model.head_DV[...].sharding.mesh):
+      want_SV = np.asarray(WHOLE(first, sharding.place(padded(batch, 256, 128)))[0])[0, :S]
+      state = cache.empty(first, rows=1, positions=64)
+      at = 0
+      for piece in _pieces_of(streams, T):
+        got_V, state = after(first, state, step.Piece(**sharding.place(piece)))
+        at += int(piece["count_B"][0])
+        assert state.length_B[0] == at
+        np.testing.assert_allclose(got_V[0], want_SV[at - 1], atol=1e-4)
+    assert at == S - 1 and np.abs(want_SV[-2] - want_SV[-3]).max() > 1e-2
+    wants.append(want_SV)
+  assert np.abs(wants[0] - wants[1]).max() > 1e-2
+
+
+def ending_with(model: Omni, layers: int) -> Omni:
+  """The model without its later layers."""
+  graph, weights = nnx.split(model.blocks)
+  first = nnx.clone(model)
+  first.cfg = dataclasses.replace(model.cfg, layers=layers)
+  first.blocks = nnx.merge(graph, jax.tree.map(lambda x: x[:layers], weights))
+  return first
 
 
 @jax.jit

@@ -79,13 +79,16 @@ def test_streaming_by_frames_equals_whole(tok):
 def test_network_in_odd_chunks_equals_whole(tok, part, width, per):
   net = getattr(tok.codec, part)
   x = jax.random.normal(jax.random.key(0), (2, 9 * per, width))
-  whole, _ = net(x, net.init_state(2))
+  whole, after = net(x, net.init_state(2))
   pieces, state, start = [], net.init_state(2), 0
   for frames in (1, 3, 5):
     y, state = net(x[:, start * per : (start + frames) * per], state)
     pieces.append(y)
     start += frames
   np.testing.assert_allclose(jnp.concatenate(pieces, 1), whole, atol=1e-4)
+  # What each layer remembers is what it was given last.
+  jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, atol=1e-4), state, after)
+  assert min(np.abs(past).max() for past in jax.tree.leaves(after)) > 1e-2
   forgetful, _ = net(x[:, per:], net.init_state(2))
   assert np.abs(forgetful[:, 0] - whole[:, forgetful.shape[1] // 8]).max() > 1e-3
 
