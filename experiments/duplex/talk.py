@@ -201,14 +201,16 @@ class Talk:
   def backchannel(self, who: Asker) -> np.ndarray:
     """A sign of attention, softer than the user's questions.
 
-    Voices have few of them: in training it is often somebody else's, and mostly in another
-    disguise, lest it be known by those few.
+    Voices have few of them: in training it is often somebody else's, mostly in another disguise,
+    and at times the sound of a hesitation, lest it be known by those few.
     """
+    use = "backchannel"
     if self.disguised:
       other = self.asker(str(self.rng.choice(LANGUAGES))) if self.chance(0.5) else who
       disguise = int(self.rng.integers(2**31)) if self.chance(0.75) else None
       who = dataclasses.replace(other, level=who.level, disguise=disguise)
-    return self.sound(who, self.phrase(who, "backchannel"), self.rng.uniform(-12, -3))
+      use = "hesitation" if self.chance(0.3) else use
+    return self.sound(who, self.phrase(who, use), self.rng.uniform(-12, -3))
 
   def answer(self, frame: int, language: str, digits: tuple[int, ...], event: dict[str, Any]
              ) -> int:
