@@ -33,5 +33,5 @@ def run() -> config.Run:
     optim=config.Optim(kind="muon", peak_lr=3e-3, muon_lr=0.02, warmup_steps=20, schedule="wsd",
                        decay_fraction=0.4, final_lr=0.05, weight_decay=0.01),
     mesh=config.Mesh(data=1, fsdp=1),
-    train=config.Train(steps=4000, log_every=20, save_every=250),
+    train=config.Train(steps=5000, log_every=20, save_every=250),
   )

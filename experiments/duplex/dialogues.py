@@ -26,8 +26,8 @@ MOST_FRAMES = 600  # 48 s
 LEAST_FRAMES = 500
 PARTED_FRAMES = 528  # with room for what is typed and shown: some 95 positions at most
 PARTED = 0.15  # of the dialogues
-INTERRUPTED, ACKNOWLEDGED, DISTURBED = 0.45, 0.60, 0.25  # of counts, counts, answers
-OPS = {"after": 0.20, "before": 0.20, "count": 0.40, "bare": 0.20}
+INTERRUPTED, ACKNOWLEDGED, DISTURBED = 0.45, 0.70, 0.25  # of counts, counts, answers
+OPS = {"after": 0.19, "before": 0.19, "count": 0.45, "bare": 0.17}
 
 
 @dataclasses.dataclass(frozen=True)

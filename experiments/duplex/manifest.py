@@ -1,6 +1,6 @@
 """Writes the dialogues as files: manifests for `omnijax prepare`, and scenarios for live tests.
 
-  python -m experiments.duplex.manifest FOLDER --dialogues 3000
+  python -m experiments.duplex.manifest FOLDER --dialogues 4000
 
 A document is {"id", "parts": [{"audio", "role", "listen", "words"}, ...], "duplex": {...}}. Events
 in "duplex" have seconds from the start of the dialogue; "cuts" are the seconds at which its parts
@@ -141,7 +141,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("folder", type=pathlib.Path)
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--dialogues", type=int, default=3000)
+  parser.add_argument("--dialogues", type=int, default=4000)
   parser.add_argument("--heldout", type=int, default=150)
   parser.add_argument("--scenarios", type=int, default=80, help="of each kind")
   args = parser.parse_args()

@@ -19,7 +19,9 @@ from experiments.duplex import phrases, recordings, sounds
 from experiments.duplex.recordings import FRAME, RATE
 from omnijax.tokenizers import clips
 
-REACTION = 0.18  # s; who is interrupted stops at the first frame that begins this long after
+REACTION = 0.19  # s; who is interrupted stops at the first frame that begins this long after
+# Some stop a few frames later: what was missed can be made up for.
+LATE, LATE_FRAMES = 0.25, 3
 LEAST = 2  # frames of a word that are said, or the word isn't begun
 _FADE = RATE // 100
 
@@ -228,7 +230,8 @@ class Talk:
 
   def interrupt(self, onset: int, event: dict[str, Any]) -> int:
     """Cuts the answer of an event short because the user speaks; returns the frame it stops at."""
-    stop = ceil_frame(onset + int(REACTION * RATE))
+    late = int(self.rng.integers(1, LATE_FRAMES + 1)) if self.chance(LATE) else 0
+    stop = ceil_frame(onset + int(REACTION * RATE)) + late
     first = event["answer_start"] // FRAME
     self.words = [w for w in self.words if w.frame < first or stop - w.frame >= LEAST]
     for word in self.words:
