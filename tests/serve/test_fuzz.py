@@ -58,8 +58,9 @@ class Process:
 def process():
   made = Process()
   yield made
-  made.process.terminate()
-  assert made.process.wait(30) == 0
+  with made.process:  # closes what it wrote to
+    made.process.terminate()
+    assert made.process.wait(30) == 0
 
 
 @contextlib.asynccontextmanager
