@@ -13,6 +13,9 @@ from omnijax import vocab as vocab_lib
 from omnijax.generate.events import Picture, Text
 from omnijax.generate.grammar import Layout
 
+_MOST = 32  # ids that are read together; a dialogue may go on for ever
+_CONTEXT = 8  # of them that stay: two characters at least, even if each byte is an id
+
 
 class Words:
   """Ids of text to its characters, as soon as they are whole."""
@@ -35,10 +38,15 @@ class Words:
 
   def _new(self, whole: bool) -> str:
     text = self._tokenizer.decode(self._ids)
-    if not whole:
+    # Of very many ids no bytes at the end still become a character.
+    held = not whole and len(self._ids) <= 2 * _MOST and text.endswith("\ufffd")
+    if held:
       text = text.rstrip("\ufffd")
     new = text[len(self._told):]
     self._told = max(text, self._told, key=len)
+    if len(self._ids) > _MOST and not held:
+      self._ids = self._ids[-_CONTEXT:]
+      self._told = self._tokenizer.decode(self._ids)
     return new
 
 
