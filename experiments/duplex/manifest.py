@@ -109,7 +109,14 @@ def write(folder: pathlib.Path, *, seed: int, dialogues: int, heldout: int, scen
     heldout: of voices that are never trained on.
     scenarios: of each kind.
     processes: as many as there are processors by default; 0 is this one.
+
+  Raises:
+    ValueError: a number is negative, and nothing has been written.
   """
+  numbers = {"seed": seed, "dialogues": dialogues, "heldout": heldout, "scenarios": scenarios}
+  for name, number in numbers.items():
+    if number < 0:
+      raise ValueError(f"{name} is {number}; wanted 0 or more.")
   folder = pathlib.Path(folder)
   manifests: dict[str, list[Job]] = {
     "train": [(document, (folder, "train", seed, i)) for i in range(dialogues)],
@@ -145,8 +152,11 @@ def main() -> None:
   parser.add_argument("--heldout", type=int, default=150)
   parser.add_argument("--scenarios", type=int, default=80, help="of each kind")
   args = parser.parse_args()
-  write(args.folder, seed=args.seed, dialogues=args.dialogues, heldout=args.heldout,
-        scenarios=args.scenarios)
+  try:
+    write(args.folder, seed=args.seed, dialogues=args.dialogues, heldout=args.heldout,
+          scenarios=args.scenarios)
+  except (ValueError, OSError) as error:
+    parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ class Talk:
     size = len(self._service.prompts.render(said).main)
     if size > self._service.max_positions // 2:
       raise TooLong(f"what is put in takes {size} positions; wanted at most "
-                       f"{self._service.max_positions // 2}: shorten it, or make pictures smaller.")
+                    f"{self._service.max_positions // 2}: shorten it, or make pictures smaller.")
     self.order(lambda: self.said.append(said))
 
   def truncate(self, frame: int, samples: int = 0) -> None:

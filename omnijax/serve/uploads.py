@@ -50,7 +50,7 @@ class Uploads:
                     f"{self._context.settings.max_megapixels:g} megapixels together, which is "
                     "this server's limit; send smaller ones.", code="image_too_large", param=param)
     return pixels.decode(content, self._context.service.image_step, self._context.image_size,
-                           param)
+                         param)
 
 
 def base64(text: str, param: str) -> bytes:

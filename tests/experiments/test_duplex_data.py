@@ -263,3 +263,9 @@ def test_what_is_wrong_is_said():
     scenarios.scenario(0, "joke", 0)
   with pytest.raises(ValueError, match="unknown operation 'add'; want one of after"):
     phrases.answer("add", 1)
+
+
+def test_fewer_than_none(tmp_path):
+  with pytest.raises(ValueError, match="heldout is -1; wanted 0 or more"):
+    manifest.write(tmp_path / "out", seed=0, dialogues=1, heldout=-1, scenarios=1)
+  assert not (tmp_path / "out").exists()
