@@ -297,7 +297,7 @@ def test_the_readme_tells_the_truth(tmp_path):
                                                  "generate", "plan", "bench", "sweep", "report",
                                                  "serve"}
   for line in lines:
-    args, fields = cli._parser().parse_known_args(shlex.split(line))
+    args, fields = cli._parser().parse_known_args(shlex.split(line, comments=True))
     assert fields == [] or args.takes_fields
     if line.startswith(("train", "plan", "bench", "sweep")):
       experiment.override(run, fields, line)

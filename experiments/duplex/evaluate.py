@@ -33,7 +33,13 @@ def evaluate(run: Path, scenarios: Path, *, at_once: int, echo_db: float | None,
     echo_db: level of the echo of its own voice that the model hears 120 ms later; None is none.
     each: most scenarios of a kind.
     keep: a folder that gets what was heard and said, as WAV of two channels.
+
+  Raises:
+    ValueError: numbers below 1, or scenarios that can't be read.
   """
+  for name, value in (("at-once", at_once), ("each", each)):
+    if value < 1:
+      raise ValueError(f"--{name} is {value}; wanted 1 or more.")
   service = Service.load(run, slots=at_once)
   some = duplex.read(scenarios, service.sample_rate)
   some = [s for kind in duplex.KINDS for s in [s for s in some if s.kind == kind][:each]]
@@ -76,8 +82,15 @@ def main() -> None:
   except (ValueError, OSError) as error:
     parser.error(str(error))
   if args.out:
-    args.out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    args.out.write_text(text(found), "utf-8")
   show(found["figures"])
+
+
+def text(found: dict[str, Any]) -> str:
+  """JSON to look at: the figures line by line, then a line for each scenario."""
+  head = json.dumps({k: v for k, v in found.items() if k != "scenarios"}, indent=1)
+  lines = ",\n".join("  " + json.dumps(s, ensure_ascii=False) for s in found["scenarios"])
+  return f'{head[:-2]},\n "scenarios": [\n{lines}\n ]\n}}\n'
 
 
 def show(figures: dict[str, Any]) -> None:

@@ -3,11 +3,12 @@
 import collections
 import hmac
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from omnijax.serve.errors import Refused, Stopping
 from omnijax.serve.settings import Settings
 
+_PREFIX = "openai-insecure-api-key."  # begins the subprotocol by which pages give their key
 _MOST_KNOWN = 10_000  # addresses whose rates are remembered, those that came last
 
 
@@ -29,7 +30,7 @@ class Access:
     """Lets somebody in, or not.
 
     Args:
-      key: that was presented, such as `bearer` finds it.
+      key: that was presented, such as `presented` finds it.
       address: of the client.
 
     Raises:
@@ -43,8 +44,9 @@ class Access:
       good = [hmac.compare_digest((key or "").encode(), k.encode()) for k in keys]
       if not any(good):
         got = "an API key that is not known here" if key else "no API key"
-        raise Refused(401, f"There came {got}; send the header Authorization: Bearer KEY with one "
-                      "that this server was started with.", code="invalid_api_key")
+        raise Refused(401, f"There came {got}; send the header Authorization: Bearer KEY (pages: "
+                      f"the WebSocket subprotocol {_PREFIX}KEY) with one that this server was "
+                      "started with.", code="invalid_api_key")
     if self.inside >= self._settings.requests:
       raise Refused(429, f"{self.inside} requests are under way, which is all that this server "
                     "takes; ask again later.", code="queue_full", retry_after=1)
@@ -65,7 +67,9 @@ class Access:
                     "down.", code="rate_limit_exceeded", retry_after=(1 - left) * 60 / rate)
 
 
-def bearer(authorization: str | None) -> str | None:
-  """The key in an Authorization header, if there is one."""
+def presented(authorization: str | None, subprotocols: Iterable[str] = ()) -> str | None:
+  """The key in an Authorization header or, as pages open WebSockets, in a subprotocol."""
   kind, _, key = (authorization or "").partition(" ")
-  return key.strip() if kind.lower() == "bearer" and key.strip() else None
+  if kind.lower() == "bearer" and key.strip():
+    return key.strip()
+  return next((p.removeprefix(_PREFIX) for p in subprotocols if p.startswith(_PREFIX)), None)

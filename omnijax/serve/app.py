@@ -44,7 +44,7 @@ def create(service: Any, settings: Settings) -> FastAPI:
   for part in (chat, images, speech, transcriptions, models):
     app.include_router(part.router(context))
   limits = realtime_shared.Settings(
-    api_keys=frozenset(settings.api_keys), pixels=int(settings.max_megapixels * 1e6),
+    keyed=bool(settings.api_keys), pixels=int(settings.max_megapixels * 1e6),
     image_size=context.image_size, buffer_s=settings.max_audio_s,
     outgoing_bytes=int(settings.max_buffer_mb * 1e6),
     message_bytes=int(settings.max_upload_mb * 1e6), sessions=settings.requests,

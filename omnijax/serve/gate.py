@@ -9,9 +9,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from omnijax.serve.access import bearer
+from omnijax.serve.access import presented
 from omnijax.serve.context import Context
-from omnijax.serve.errors import Failed, Refused, Stopping
+from omnijax.serve.errors import Failed, Refused
 
 _log = logging.getLogger("omnijax")
 _GUARDED = "/v1/"
@@ -22,8 +22,8 @@ class Gate:
   """ASGI middleware, the outermost.
 
   A request of /v1/ needs a key, counts against the client's rate, and is not taken once the server
-  is stopping. No body may be larger than the limit, which holds while it is read. Sessions of
-  WebSockets are counted, and check for themselves: their key may come another way.
+  is stopping; so is a WebSocket's session. No body may be larger than the limit, which holds while
+  it is read.
   """
 
   def __init__(self, app: ASGIApp, context: Context):
@@ -32,16 +32,30 @@ class Gate:
   async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
       await _Passage(self._app, self._context, scope, receive, send).run()
-    elif scope["type"] == "websocket" and self._context.access.stopping:
-      await WebSocket(scope, receive, send).send_denial_response(Stopping().response())
     elif scope["type"] == "websocket":
-      self._context.access.inside += 1
-      try:
-        await self._app(scope, receive, send)
-      finally:
-        self._context.access.inside -= 1
+      await self._session(scope, receive, send)
     else:
       await self._app(scope, receive, send)
+
+  async def _session(self, scope: Scope, receive: Receive, send: Send) -> None:
+    access = self._context.access
+    try:
+      _admit(self._context, scope)
+    except Refused as refused:
+      await WebSocket(scope, receive, send).send_denial_response(refused.response())
+      return
+    access.inside += 1
+    try:
+      await self._app(scope, receive, send)
+    finally:
+      access.inside -= 1
+
+
+def _admit(context: Context, scope: Scope) -> None:
+  """Lets a client in, or raises Refused."""
+  key = presented(Headers(scope=scope).get("authorization"), scope.get("subprotocols", ()))
+  client = scope.get("client")
+  context.access.check(key, client[0] if client else "unknown")
 
 
 class _Passage:
@@ -79,12 +93,9 @@ class _Passage:
                                   time.perf_counter() - began)
 
   def _check(self, guarded: bool) -> None:
-    headers = Headers(scope=self._scope)
     if guarded:
-      client = self._scope.get("client")
-      self._context.access.check(bearer(headers.get("authorization")),
-                                 client[0] if client else "unknown")
-    length = headers.get("content-length", "")
+      _admit(self._context, self._scope)
+    length = Headers(scope=self._scope).get("content-length", "")
     if length.isdecimal() and int(length) > self._limit:
       raise self._too_large()
 

@@ -20,7 +20,6 @@ Beside OpenAI's `server_vad` and null, `audio.input.turn_detection` of a session
 
 import asyncio
 import collections
-import hmac
 import logging
 import math
 from typing import Any
@@ -35,7 +34,6 @@ from omnijax.serve.realtime_session import Session
 from omnijax.serve.realtime_shared import Service, Settings
 
 _LOG = logging.getLogger(__name__)
-_KEY = "openai-insecure-api-key."  # begins the subprotocol by which pages give their key
 _CLOSE_S = 2.0  # that a close frame may take
 
 
@@ -198,12 +196,8 @@ class Realtime:
 
   def _refuse(self, websocket: WebSocket) -> JSONResponse | None:
     """The answer to who may not have a session."""
-    keys, key = self._settings.api_keys, _key(websocket)
-    if keys and not any(hmac.compare_digest(key.encode(), k.encode()) for k in keys):
-      return _error(401, "the API key is missing or wrong; give it as Authorization: Bearer KEY, "
-                    f"or in a page as the subprotocol {_KEY}KEY.", "invalid_api_key")
-    origin = websocket.headers.get("origin")
-    if not keys and origin and origin.partition("//")[2] != websocket.headers.get("host"):
+    origin, host = (websocket.headers.get(name) for name in ("origin", "host"))
+    if not self._settings.keyed and origin and origin.partition("//")[2] != host:
       # Browsers let every page open WebSockets to every server, those of this machine included.
       return _error(403, f"a page of {origin[:200]} may not use this server without an API key; "
                     "set one, or serve the page from here.", "origin_not_allowed")
@@ -215,14 +209,6 @@ class Realtime:
       return _error(429, f"{self._open} sessions are open, which is the most; try again later.",
                     "rate_limit_exceeded")
     return None
-
-
-def _key(websocket: WebSocket) -> str:
-  scheme, _, key = websocket.headers.get("authorization", "").partition(" ")
-  if scheme.lower() == "bearer":
-    return key.strip()
-  offered = websocket.scope.get("subprotocols", [])
-  return next((p.removeprefix(_KEY) for p in offered if p.startswith(_KEY)), "")
 
 
 def _error(status: int, message: str, code: str, param: str | None = None) -> JSONResponse:

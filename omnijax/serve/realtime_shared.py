@@ -67,7 +67,7 @@ class Metrics(Protocol):
 class Settings:
   """Limits of the realtime endpoint.
 
-  api_keys: one of them opens a session; none: anybody may, but for pages of other origins.
+  keyed: who comes has shown a key; otherwise pages of other origins are refused.
   sessions: at a time.
   message_bytes: of a client's event. The server in front must not allow less (uvicorn's
     ws_max_size), and should not compress (ws_per_message_deflate): base64 of sound hardly shrinks.
@@ -81,7 +81,7 @@ class Settings:
   session_s: a session ends after so long.
   """
 
-  api_keys: frozenset[str] = frozenset()
+  keyed: bool = False
   sessions: int = 64
   message_bytes: int = 4 << 20
   buffer_s: float = 60.0

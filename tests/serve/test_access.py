@@ -2,7 +2,7 @@
 
 import pytest
 
-from omnijax.serve.access import Access, bearer
+from omnijax.serve.access import Access, presented
 from omnijax.serve.errors import Refused
 from omnijax.serve.settings import Settings
 
@@ -33,7 +33,13 @@ def test_keys():
   (None, None), ("", None), ("Bearer abc", "abc"), ("bearer abc ", "abc"), ("Basic abc", None),
   ("Bearer", None), ("Bearer ", None)])
 def test_the_key_of_a_header(header, key):
-  assert bearer(header) == key
+  assert presented(header) == key
+
+
+def test_the_key_of_a_page():
+  offered = ["realtime", "openai-insecure-api-key.abc"]
+  assert presented(None, offered) == "abc" and presented("Bearer x", offered) == "x"
+  assert presented(None, ["realtime"]) is None
 
 
 def test_each_client_has_its_rate():

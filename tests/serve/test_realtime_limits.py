@@ -59,8 +59,19 @@ def test_keys_and_origins():
         "realtime", "openai-insecure-api-key.second"]) as connection:
       assert connection.subprotocol == "realtime"
       assert json.loads(await connection.recv())["type"] == "session.created"
-  with voices.serving(voices.Service(), api_keys=frozenset({"first", "second"})) as url:
-    asyncio.run(main(url))
+  with serving.serving(voices.Service(), serving.Settings(api_keys=("first", "second"))) as server:
+    asyncio.run(main(server.url.replace("http", "ws") + "/v1"))
+
+
+def test_sessions_count_in_the_rate():
+  async def main(url):
+    async with session(url):
+      pass
+    async with session(url):
+      pass
+    assert await refused(url) == (429, "rate_limit_exceeded")
+  with serving.serving(voices.Service(), serving.Settings(rate=2)) as server:
+    asyncio.run(main(server.url.replace("http", "ws") + "/v1"))
 
 
 def test_pages_of_others_and_unknown_models(shared):
