@@ -26,7 +26,7 @@ MOST_FRAMES = 600  # 48 s
 LEAST_FRAMES = 500
 PARTED_FRAMES = 528  # with room for what is typed and shown: some 95 positions at most
 PARTED = 0.15  # of the dialogues
-INTERRUPTED, ACKNOWLEDGED, DISTURBED = 0.45, 0.70, 0.25  # of counts, counts, answers
+INTERRUPTED, ACKNOWLEDGED, DISTURBED = 0.60, 0.70, 0.25  # of counts, counts, answers
 OPS = {"after": 0.19, "before": 0.19, "count": 0.45, "bare": 0.17}
 
 

@@ -19,9 +19,9 @@ from experiments.duplex import phrases, recordings, sounds
 from experiments.duplex.recordings import FRAME, RATE
 from omnijax.tokenizers import clips
 
-REACTION = 0.19  # s; who is interrupted stops at the first frame that begins this long after
+REACTION = 0.17  # s; who is interrupted stops at the first frame that begins this long after
 # Some stop a few frames later: what was missed can be made up for.
-LATE, LATE_FRAMES = 0.25, 3
+LATE, LATE_FRAMES = 0.15, 3
 LEAST = 2  # frames of a word that are said, or the word isn't begun
 _FADE = RATE // 100
 
