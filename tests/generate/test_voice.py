@@ -12,6 +12,7 @@ from omnijax import config, sharding
 from omnijax import vocab as vl
 from omnijax.data import documents
 from omnijax.generate import slots as slots_lib
+from omnijax.generate import step
 from omnijax.generate.sample import GREEDY
 from omnijax.generate.slots import Slots, Work
 from omnijax.generate.turns import Goal
@@ -143,8 +144,9 @@ class Talking:
     for i in range(since, n):  # those that were heard while they were said
       at = streams.frame_at[first + i]
       scores = np.where(ok_V, main_SV[at - 1], -np.inf)
-      if np.exp(np.delete(scores, vl.PAD)).sum() > np.exp(scores[vl.PAD]):
-        scores[vl.PAD] = -np.inf  # some word is likelier than none
+      # First whether there is a word, then which.
+      sure = np.log(np.exp(np.delete(scores, vl.PAD)).sum()) > scores[vl.PAD] + step.SURE
+      scores[(np.arange(v.size) == vl.PAD) == sure] = -np.inf
       assert scores.max() - scores[streams.main[at]] < 1e-4, i
       for q, code in enumerate(streams.frames[first + i, :Q]):
         if code != NO:
