@@ -219,9 +219,10 @@ def _memory() -> Iterator[list[float]]:
 
 
 def _children(pid: int) -> list[int]:
-  found = []
-  for task in Path(f"/proc/{pid}/task").iterdir():
-    with contextlib.suppress(OSError):
+  """All below a process; those that end meanwhile may be left out."""
+  found = list[int]()
+  with contextlib.suppress(OSError):
+    for task in Path(f"/proc/{pid}/task").iterdir():
       found += [int(x) for x in (task / "children").read_text().split()]
   return found + [x for child in found for x in _children(child)]
 

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -23,6 +26,13 @@ def test_the_synthetic_mixture_is_what_it_says():
   text = counts["positions"][(counts["audio"] == 0) & (counts["images"] == 0)] - 2
   assert (text.min(), text.max()) == (50, 800)
   assert (counts["frames"][counts["audio"] > 0].min(), counts["frames"].max()) == (40, 1500)
+
+
+def test_memory_is_that_of_processes_that_live():
+  child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+  assert child.pid in data_lib._children(os.getpid())
+  child.communicate(b"\n")
+  assert data_lib._children(child.pid) == [] and data_lib._pss(child.pid) == 0
 
 
 def test_the_records_are_records(tmp_path):
