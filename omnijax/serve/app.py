@@ -47,8 +47,7 @@ def create(service: Any, settings: Settings) -> FastAPI:
     keyed=bool(settings.api_keys), pixels=int(settings.max_megapixels * 1e6),
     image_size=context.image_size, buffer_s=settings.max_audio_s,
     outgoing_bytes=int(settings.max_buffer_mb * 1e6),
-    message_bytes=int(settings.max_upload_mb * 1e6), sessions=settings.requests,
-    metrics=context.metrics)
+    message_bytes=int(settings.max_upload_mb * 1e6), metrics=context.metrics)
   app.add_api_websocket_route("/v1/realtime", realtime.Realtime(service, limits).endpoint)
   app.routes.extend(static.page())
   app.add_middleware(Gate, context=context)

@@ -25,10 +25,10 @@ import math
 from typing import Any
 
 import anyio
-from starlette.responses import JSONResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from omnijax.serve import realtime_events
+from omnijax.serve.errors import Refused
 from omnijax.serve.realtime_events import Problem
 from omnijax.serve.realtime_session import Session
 from omnijax.serve.realtime_shared import Service, Settings
@@ -92,21 +92,19 @@ class Realtime:
 
   def __init__(self, service: Service, settings: Settings):
     self._service, self._settings = service, settings
-    self._open = 0
     # As many as there are sessions, each with little to do: who has much waits for itself only.
     self._threads = anyio.CapacityLimiter(math.inf)
 
   async def endpoint(self, websocket: WebSocket) -> None:
     """Serves one session, from the handshake until one side closes.
 
-    Without a right to it, the answer to the handshake is 401, 403, 404 or 429, with OpenAI's JSON
-    of an error.
+    A page of another origin and an unknown model get 403 and 404 in answer to the handshake, with
+    OpenAI's JSON of an error; keys, rates and how many there are have been checked before.
     """
     refused = self._refuse(websocket)
     if refused:
-      await websocket.send_denial_response(refused)
+      await websocket.send_denial_response(refused.response())
       return
-    self._open += 1
     metrics = self._settings.metrics
     if metrics:
       metrics.session_opened()
@@ -117,7 +115,6 @@ class Realtime:
     except WebSocketDisconnect:
       pass  # it went while something was sent
     finally:
-      self._open -= 1
       if metrics:
         metrics.session_closed()
 
@@ -194,24 +191,15 @@ class Realtime:
       else:
         await session.receive(text)
 
-  def _refuse(self, websocket: WebSocket) -> JSONResponse | None:
-    """The answer to who may not have a session."""
+  def _refuse(self, websocket: WebSocket) -> Refused | None:
+    """What is said to who may not have a session."""
     origin, host = (websocket.headers.get(name) for name in ("origin", "host"))
     if not self._settings.keyed and origin and origin.partition("//")[2] != host:
       # Browsers let every page open WebSockets to every server, those of this machine included.
-      return _error(403, f"a page of {origin[:200]} may not use this server without an API key; "
-                    "set one, or serve the page from here.", "origin_not_allowed")
+      return Refused(403, f"A page of {origin[:200]} may not use this server without an API key; "
+                     "set one, or serve the page from here.", code="origin_not_allowed")
     model = websocket.query_params.get("model", self._service.name)
     if model != self._service.name:
-      return _error(404, f"there is no model {model[:200]!r}; there is {self._service.name}.",
-                    "model_not_found", "model")
-    if self._open >= self._settings.sessions:
-      return _error(429, f"{self._open} sessions are open, which is the most; try again later.",
-                    "rate_limit_exceeded")
+      return Refused(404, f"There is no model {model[:200]!r}; there is {self._service.name}.",
+                     code="model_not_found", param="model")
     return None
-
-
-def _error(status: int, message: str, code: str, param: str | None = None) -> JSONResponse:
-  kind = "rate_limit_error" if status == 429 else "invalid_request_error"
-  return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": code}},
-                      status, {"Retry-After": "5"} if status == 429 else None)

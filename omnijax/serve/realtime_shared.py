@@ -68,7 +68,6 @@ class Settings:
   """Limits of the realtime endpoint.
 
   keyed: who comes has shown a key; otherwise pages of other origins are refused.
-  sessions: at a time.
   message_bytes: of a client's event. The server in front must not allow less (uvicorn's
     ws_max_size), and should not compress (ws_per_message_deflate): base64 of sound hardly shrinks.
   buffer_s: of sound that waits to be committed.
@@ -82,7 +81,6 @@ class Settings:
   """
 
   keyed: bool = False
-  sessions: int = 64
   message_bytes: int = 4 << 20
   buffer_s: float = 60.0
   items: int = 1000

@@ -79,10 +79,8 @@ def test_pages_of_others_and_unknown_models(shared):
     host = shared.removeprefix("ws://").removesuffix("/v1")
     async with websockets.connect(f"{shared}/realtime?model=tiny", origin=f"http://{host}"):
       pass
-    for origin in ("http://elsewhere", "null", "http://[", f"http://{host}.evil"):
+    for origin in ("http://elsewhere", "null", "http://[", f"http://{host}.evil", "x"):
       assert await refused(shared, origin=origin) == (403, "origin_not_allowed")
-    assert await refused(shared.replace("/v1", "/v1"), additional_headers={}, proxy=None,
-                         origin="x") == (403, "origin_not_allowed")
     with pytest.raises(websockets.InvalidStatus) as caught:
       await websockets.connect(f"{shared}/realtime?model=gpt-realtime")
     assert caught.value.response.status_code == 404
@@ -118,7 +116,7 @@ def test_no_more_sessions_and_talks_than_allowed():
 
   async def main(url):
     async with session(url) as (first, _), session(url) as (second, ear):
-      assert await refused(url) == (429, "rate_limit_exceeded")
+      assert await refused(url) == (429, "queue_full")
       await speak(first, silence(0.2))
       await soon(lambda: len(service.talks) == 1)
       await speak(second, silence(0.02))
@@ -130,8 +128,8 @@ def test_no_more_sessions_and_talks_than_allowed():
     async with session(url) as (third, ear):
       await speak(third, silence(0.4), tone(0.4), silence(1.5))
       await ear.until("response.done")
-  with voices.serving(service, sessions=2) as url:
-    asyncio.run(main(url))
+  with serving.serving(service, serving.Settings(requests=2)) as server:
+    asyncio.run(main(server.url.replace("http", "ws") + "/v1"))
 
 
 def test_too_much_at_once():
