@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -29,9 +28,13 @@ def test_the_synthetic_mixture_is_what_it_says():
 
 
 def test_memory_is_that_of_processes_that_live():
-  child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-  assert child.pid in data_lib._children(os.getpid())
-  child.communicate(b"\n")
+  child = subprocess.Popen(["sh", "-c", "cat; true"], stdin=subprocess.PIPE,
+                           stdout=subprocess.PIPE, bufsize=0)
+  child.stdin.write(b"a\n")
+  assert child.stdout.readline() == b"a\n"  # by now it has a child of its own
+  below, = data_lib._children(child.pid)
+  assert {child.pid, below} <= set(data_lib._children(os.getpid()))
+  child.communicate()
   assert data_lib._children(child.pid) == [] and data_lib._pss(child.pid) == 0
 
 

@@ -1,6 +1,7 @@
 """Dialogues frame by frame, against one pass over the documents that they are."""
 
 import dataclasses
+import types
 
 import jax
 import numpy as np
@@ -11,8 +12,8 @@ from flax import nnx
 from omnijax import config, sharding
 from omnijax import vocab as vl
 from omnijax.data import documents
+from omnijax.generate import grammar, step
 from omnijax.generate import slots as slots_lib
-from omnijax.generate import step
 from omnijax.generate.sample import GREEDY
 from omnijax.generate.slots import Slots, Work
 from omnijax.generate.turns import Goal
@@ -200,6 +201,19 @@ def test_what_was_never_heard_is_forgotten(lead, lag, window):
   # position 30 + lead.
   talk.check(since=31 + lead)
   assert (talk.part().codes[31 - lag :] != SILENCE).any()
+
+
+def test_first_whether_a_word_comes_then_which():
+  """Log odds of a word: of one that is likelier than none, and of four that are not."""
+  scores_BV = np.full((3, 8), -1e9, np.float32)
+  scores_BV[:, vl.PAD] = 0
+  words = [i for i in range(8) if i != vl.PAD]
+  scores_BV[0, words[0]] = step.SURE - 0.1
+  scores_BV[1:, words[:4]] = step.SURE + 0.1 - np.log(4)
+  turn = types.SimpleNamespace(phase_B=np.array([grammar.DUPLEX, grammar.DUPLEX, grammar.TEXT]))
+  may_BV = np.asarray(step._whether(turn, scores_BV, np.ones((3, 8), bool)))
+  pad_V = np.arange(8) == vl.PAD
+  np.testing.assert_array_equal(may_BV, [pad_V, ~pad_V, pad_V | True])
 
 
 def test_hush_is_silence_until_something_is_heard():
