@@ -1,8 +1,8 @@
 """Spoken dialogues with interruptions: dialogue i of a split is a pure function of (seed, i).
 
 A user asks about digits and the assistant says the answer, as soon as the question has ended. Who
-is counting stops when a new question comes, and goes on through back-channels and noises. Some
-dialogues are interrupted by what is typed or shown instead.
+is counting stops when a new question comes, and goes on through back-channels and noises, at times
+after having stopped for a moment. Some dialogues are interrupted by what is typed or shown instead.
 
 Shapes: T samples at 16 kHz.
 """
@@ -27,6 +27,7 @@ LEAST_FRAMES = 500
 PARTED_FRAMES = 528  # with room for what is typed and shown: some 95 positions at most
 PARTED = 0.15  # of the dialogues
 INTERRUPTED, ACKNOWLEDGED, DISTURBED = 0.60, 0.70, 0.25  # of counts, counts, answers
+HELD = 0.2  # of the back-channels and noises in a count
 OPS = {"after": 0.19, "before": 0.19, "count": 0.45, "bare": 0.17}
 
 
@@ -150,28 +151,29 @@ class _Script:
     digits = phrases.answer(event["op"], event["digit"])
     end = told.answer(frame, event["language"], digits, event)
     onset = None
-    begun = frame * FRAME
     if event["op"] == "count" and told.chance(INTERRUPTED):
-      onset = int(self.rng.integers(begun + 3 * FRAME, end - int(0.2 * RATE)))
+      onset = int(self.rng.integers((frame + 3) * FRAME, end - int(0.2 * RATE)))
     while event["op"] == "count" and told.chance(ACKNOWLEDGED):
-      self._aside("backchannel", told.backchannel(self.who), begun, onset or end, onset)
+      self._aside("backchannel", told.backchannel(self.who), event, onset)
     if told.chance(DISTURBED):
-      self._aside("noise", told.burst(self.who), begun, onset or end, onset)
+      self._aside("noise", told.burst(self.who), event, onset)
     if onset is None:
-      return end
+      return event["answer_end"]
     stop = told.interrupt(onset, event)
     asked = self._ask(onset, 0.12, interrupts=True)
     told.note("interruption", onset, asked["end"], stop=stop * FRAME)
     return self._answered(asked, talk.ceil_frame(asked["end"]))
 
-  def _aside(self, event: str, wave_T: np.ndarray, low: int, high: int, onset: int | None) -> None:
-    """The user sounds during an answer, if there is room before what interrupts it."""
+  def _aside(self, kind: str, wave_T: np.ndarray, event: dict[str, Any], onset: int | None) -> None:
+    """The user sounds during the answer to an event, if there is room before what interrupts it."""
     told = self.talk
-    low = max(low, told.free + int(0.15 * RATE))
-    if onset is not None:
-      high = onset - len(wave_T) - int(0.15 * RATE)
+    low = max(event["answer_start"], told.free + int(0.15 * RATE))
+    high = event["answer_end"] if onset is None else onset - len(wave_T) - int(0.15 * RATE)
     if low < high:
-      told.put(event, int(self.rng.integers(low, high)), wave_T)
+      start = int(self.rng.integers(low, high))
+      told.put(kind, start, wave_T)
+      if told.chance(HELD):
+        told.hold(start, event)
 
   def _injected(self, end: int) -> int:
     """Something is typed or shown; the assistant answers a frame into the part that follows."""

@@ -23,6 +23,7 @@ REACTION = 0.17  # s; who is interrupted stops at the first frame that begins th
 # Some stop a few frames later: what was missed can be made up for.
 LATE, LATE_FRAMES = 0.15, 3
 LEAST = 2  # frames of a word that are said, or the word isn't begun
+HELD_FRAMES = 3  # for which who has stopped without need is silent before going on
 _FADE = RATE // 100
 
 
@@ -204,15 +205,26 @@ class Talk:
     """A sign of attention, softer than the user's questions.
 
     Voices have few of them: in training it is often somebody else's, mostly in another disguise,
-    and at times the sound of a hesitation, lest it be known by those few.
+    and at times a hesitation or a murmur, lest it be known by those few.
     """
     use = "backchannel"
     if self.disguised:
       other = self.asker(str(self.rng.choice(LANGUAGES))) if self.chance(0.5) else who
       disguise = int(self.rng.integers(2**31)) if self.chance(0.75) else None
       who = dataclasses.replace(other, level=who.level, disguise=disguise)
-      use = "hesitation" if self.chance(0.3) else use
-    return self.sound(who, self.phrase(who, use), self.rng.uniform(-12, -3))
+      use = str(self.rng.choice(["backchannel", "hesitation", "murmur"], p=[0.5, 0.25, 0.25]))
+    wave_T = self._murmur(who) if use == "murmur" else self.phrase(who, use)
+    return self.sound(who, wave_T, self.rng.uniform(-12, -3))
+
+  def _murmur(self, who: Asker) -> np.ndarray:
+    """A sound of somebody's voice that is no word: a piece of a digit's later part, either way."""
+    takes = self.bank.digits[who.language, who.voice][int(self.rng.integers(10))]
+    wave_T = takes[self.rng.integers(len(takes))]
+    first = int(len(wave_T) * self.rng.uniform(0.25, 0.5))
+    piece_T = wave_T[first : first + self.between(0.15, 0.5)]
+    fade = len(piece_T) // 8
+    back_T = sounds.faded(sounds.faded(piece_T, fade)[::-1], fade)
+    return back_T if self.chance(0.5) else back_T[::-1]
 
   def answer(self, frame: int, language: str, digits: tuple[int, ...], event: dict[str, Any]
              ) -> int:
@@ -221,12 +233,32 @@ class Talk:
     Returns the sample at which it ends; the event gets the times.
     """
     event["answer_start"] = frame * FRAME
-    for digit in digits:
-      self.words.append(Word(frame, language, digit))
-      frame = ceil_frame(self.words[-1].end) + 1
-    event["answer_end"] = self.words[-1].end
     event["said"] = len(digits)
-    return self.words[-1].end
+    return self._say(frame, [Word(frame, language, digit) for digit in digits], event)
+
+  def _say(self, frame: int, words: list[Word], event: dict[str, Any]) -> int:
+    for word in words:
+      word.frame = frame
+      frame = ceil_frame(word.end) + 1
+    self.words += words
+    event["answer_end"] = words[-1].end
+    return words[-1].end
+
+  def hold(self, onset: int, event: dict[str, Any]) -> None:
+    """Who takes what the user sounds for an interruption stops, finds that it is none, and goes on.
+
+    With the word after the one that was cut. So it is learnt that a mistake can be made up for. An
+    answer that is nearly over is not held.
+    """
+    stop = ceil_frame(onset + int(REACTION * RATE))
+    first = event["answer_start"] // FRAME
+    rest = [w for w in self.words if w.frame >= first and stop - w.frame < LEAST]
+    said = [w for w in self.words if w not in rest]
+    if rest and said and said[-1].frame >= first and said[-1].end > stop * FRAME:
+      said[-1].stop = stop
+      self.words = said
+      self._say(stop + HELD_FRAMES, rest, event)
+      self.note("held", stop * FRAME, (stop + HELD_FRAMES) * FRAME)
 
   def interrupt(self, onset: int, event: dict[str, Any]) -> int:
     """Cuts the answer of an event short because the user speaks; returns the frame it stops at."""
@@ -235,7 +267,7 @@ class Talk:
     first = event["answer_start"] // FRAME
     self.words = [w for w in self.words if w.frame < first or stop - w.frame >= LEAST]
     for word in self.words:
-      if word.frame >= first:
+      if word.frame >= first and word.stop is None:
         word.stop = stop
     event["said"] = sum(w.frame >= first for w in self.words)
     event["answer_end"] = self.words[-1].end
