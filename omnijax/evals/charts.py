@@ -1,4 +1,4 @@
-"""Pictures for a report, as text that stands in a page by itself: SVG charts, PNG and WAV data.
+"""Pictures for a report, as text that stands in a page by itself: SVG charts, PNG and FLAC data.
 
 Colours are CSS classes and variables of the page, so that charts follow light and dark mode.
 
@@ -273,11 +273,11 @@ def png(pixels_HWC: np.ndarray) -> str:
   return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def wav(wave_T: np.ndarray, rate: int) -> str:
-  """A data address of a sound, 16 bits; float [T] in [-1, 1]."""
+def flac(wave_T: np.ndarray, rate: int) -> str:
+  """A data address of a sound, 16 bits; float [T] in [-1, 1]. Silence takes next to nothing."""
   file = io.BytesIO()
-  soundfile.write(file, np.clip(wave_T, -1, 1), rate, format="WAV", subtype="PCM_16")
-  return "data:audio/wav;base64," + base64.b64encode(file.getvalue()).decode()
+  soundfile.write(file, np.clip(wave_T, -1, 1), rate, format="FLAC", subtype="PCM_16")
+  return "data:audio/flac;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 # Dark to bright, even in lightness: (position, red, green, blue).

@@ -61,7 +61,7 @@ def sound(wave_L: np.ndarray, rate: int, name: str) -> str:
   wide = max(120, min(560, len(wave_L) / rate * 160))
   return (f'<span class="heard"><img src="{charts.spectrogram(wave_L, rate)}" alt="" '
           f'style="width:{wide:.0f}px"><audio controls preload="metadata" '
-          f'aria-label="{html.escape(name, quote=True)}" src="{charts.wav(wave_L, rate)}"></audio>'
+          f'aria-label="{html.escape(name, quote=True)}" src="{charts.flac(wave_L, rate)}"></audio>'
           "</span>")
 
 

@@ -168,7 +168,7 @@ def _sound(wave_T: np.ndarray, rate: int, name: str) -> str:
   return (f'<span class="sound"><button type="button" aria-label="Play: {label}">'
           f'<img src="{charts.spectrogram(wave_T, rate)}" alt="" style="width:{width:.0f}px">'
           f'</button><audio controls preload="none" aria-label="{label}" '
-          f'src="{charts.wav(wave_T, rate)}"></audio></span>')
+          f'src="{charts.flac(wave_T, rate)}"></audio></span>')
 
 
 def _confusion(name: str, answers: Sequence[Answer]) -> str:

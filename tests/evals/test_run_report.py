@@ -42,7 +42,7 @@ def test_everything_is_on_the_page(run_dir):
                "draw it", "prompt: say it", "25.0%", "3.1"):
     assert text in page, text
   assert "<b>" not in page and "Loss of image: nothing was recorded" in page
-  assert len(re.findall(r'src="data:image/png', page)) == 2 and "data:audio/wav" in page
+  assert len(re.findall(r'src="data:image/png', page)) == 2 and "data:audio/flac" in page
   assert not re.findall(r'(?:src|href)="(?!data:|#)', page), "no other file is needed"
   assert page.index("After 20 steps") < page.index("After 10 steps")
 

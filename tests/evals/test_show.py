@@ -194,7 +194,7 @@ def test_pictures_and_sounds_are_those_of_the_batch(shown):
   for pixels, codes in zip(seen, pictures, strict=True):
     red = pixels if pixels.ndim == 2 else pixels[..., 0]
     np.testing.assert_array_equal(red[::4, ::4], codes)
-  waves = [soundfile.read(x)[0] for x in addresses(text, "audio/wav")]
+  waves = [soundfile.read(x)[0] for x in addresses(text, "audio/flac")]
   assert len(waves) == len(heard)
   for wave, s in zip(waves, heard, strict=True):
     loud = np.clip(s.codes[:, 0] / 10, 0, 1)

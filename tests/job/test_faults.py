@@ -22,8 +22,7 @@ from pathlib import Path
 from omnijax import config
 run = lambda: config.from_json(Path({!r}).read_text())
 """
-# What the suite does in its own process: compile little, in a third of the time.
-ENV = {"PYTHONPATH": str(HERE.parents[1]), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+ENV = {"PYTHONPATH": str(HERE.parents[1])}
 FAST = 10.0  # seconds that survivors may take
 GANGS = []
 SAVED = 30.0  # that stopping may take with everything saved: 4 on a quiet machine, 11 on a busy one

@@ -103,8 +103,7 @@ class Job:
 
   def __init__(self, folder, experiment, *fields, devices=2):
     self.run_dir, self.said = folder / "run", folder / "said.txt"
-    env = os.environ | {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0",
-                        "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    env = os.environ | {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
     with self.said.open("w") as out:
       self.launcher = subprocess.Popen(
         [sys.executable, "-m", "launch", "ray", "--workers", "2", "--devices", str(devices), "--",

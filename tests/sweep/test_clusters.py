@@ -38,9 +38,8 @@ def sweep(records, tmp_path):
                  train=config.Train(steps=STEPS, save_every=5))
   (tmp_path / "run.json").write_text(config.to_json(run))
   (tmp_path / "exp.py").write_text(EXPERIMENT.format(str(tmp_path / "run.json")))
-  env = os.environ | {
-    "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "RAY_ADDRESS": "local"}
+  env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1",
+                      "RAY_ADDRESS": "local"}
 
   def start(engine, *given):
     words = [sys.executable, "-m", "omnijax.cli", "sweep", str(tmp_path / "exp.py"), "--dir",

@@ -25,9 +25,7 @@ from omnijax.sweep import space
 run = lambda: config.from_json(Path({!r}).read_text())
 sweep = lambda: space.grid(run(), {{"train.seed": (0, 1)}})
 """
-# What the suite does in its own process: compile little, in a third of the time.
-ENV = {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0",
-       "JAX_PLATFORMS": "cpu"}
+ENV = {"PYTHONPATH": str(ROOT)}
 
 
 def start(experiment, root, *arguments):
