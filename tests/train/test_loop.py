@@ -62,7 +62,7 @@ def prepared(root, documents):
 def make_run(records, **changes):
   base = dict(
     data=config.Data(sources=(str(records),), heldout=(str(records),), rows=4, positions=64,
-                     frames=24, prefetch=2),
+                     frames=24, window=512, prefetch=2),
     tokenizers=config.Tokenizers(codebooks=3), mesh=config.Mesh(data=1, fsdp=1),
     train=config.Train(steps=STEPS, log_every=5, save_every=2),
     eval=config.Eval(every=5, batches=1))
