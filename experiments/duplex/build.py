@@ -25,7 +25,8 @@ RATE = build.RATE
 KINDS = {
   "carrier": phrases.CARRIERS,
   "hesitation": phrases.HESITATIONS,
-  "backchannel": phrases.BACKCHANNELS,
+  "backchannel": {language: (*some, *phrases.MORE_BACKCHANNELS[language])
+                  for language, some in phrases.BACKCHANNELS.items()},
 }
 BLENDS_STEP = 2  # every second blend speaks: there are nearly as many as voices
 Make = Callable[[], tuple[np.ndarray, int]]
@@ -51,8 +52,9 @@ def recordings(kokoro: synth.Kokoro) -> Iterator[tuple[dict, Make]]:
   """Every clip that should exist, as (its index entry, a function that makes the raw wave)."""
   for language in voices.LANGUAGES:
     for use, name, phrase in said(language):
-      for make, *about in _speakers(kokoro, language, use, name, phrase):
-        yield entry(language, use, name, *about), make
+      for make, voice, kind, split, source in _speakers(kokoro, language, use, name, phrase):
+        if split == "train" or phrase not in phrases.MORE_BACKCHANNELS[language]:
+          yield entry(language, use, name, voice, kind, split, source), make
 
 
 def _speakers(kokoro: synth.Kokoro, language: str, use: str, name: str, phrase: phrases.Phrase):
@@ -81,27 +83,15 @@ def _speakers(kokoro: synth.Kokoro, language: str, use: str, name: str, phrase: 
       yield (lambda v=voice, r=rate: synth.espeak_text(language, v, text, r)), f"espeak-{voice}", \
         "espeak", split, "espeak-ng"
   for split, table in (("train", voices.KOKORO_TRAIN), ("heldout", voices.KOKORO_HELDOUT)):
-    for i, voice in enumerate(table[language]):
-      if split == "train" and not _turn(use, name, i):
-        continue
+    for voice in table[language]:
       speed = 0.9 + 0.25 * varied("kokoro", voice)
       yield (lambda v=voice, s=speed: kokoro.speak(_ending(phrase, use), kokoro.styles(v), s)), \
         f"kokoro-{voice}", "kokoro", split, "kokoro"
   for number in range(0, voices.KOKORO_BLENDS, BLENDS_STEP):
-    if not _turn(use, name, number // BLENDS_STEP):
-      continue
     speed = 0.85 + 0.3 * varied("blend", number)
     yield (lambda n=number, s=speed: kokoro.speak(
       _ending(phrase, use), kokoro.blended(language, n), s)), \
       f"blend-{language}-{number:02d}", "blend", "train", "kokoro"
-
-
-def _turn(use: str, name: str, i: int) -> bool:
-  """Whether the neural synthesiser's voice i says a phrase: it takes a second or two for each.
-
-  Every one asks all questions; of the hesitations and back-channels each has one.
-  """
-  return use == "carrier" or int(name) == i % len(phrases.HESITATIONS["en"])
 
 
 def _ending(phrase: phrases.Phrase, use: str) -> str:

@@ -2,7 +2,8 @@
 
 A user asks about digits and the assistant says the answer, as soon as the question has ended. Who
 is counting stops when a new question comes, and goes on through back-channels and noises, at times
-after having stopped for a moment. Some dialogues are interrupted by what is typed or shown instead.
+after having stopped until they were over. Some dialogues are interrupted by what is typed or shown
+instead.
 
 Shapes: T samples at 16 kHz.
 """
@@ -171,9 +172,9 @@ class _Script:
     high = event["answer_end"] if onset is None else onset - len(wave_T) - int(0.15 * RATE)
     if low < high:
       start = int(self.rng.integers(low, high))
-      told.put(kind, start, wave_T)
+      end = told.put(kind, start, wave_T)
       if told.chance(HELD):
-        told.hold(start, event)
+        told.hold(start, end, event)
 
   def _injected(self, end: int) -> int:
     """Something is typed or shown; the assistant answers a frame into the part that follows."""

@@ -66,6 +66,17 @@ BACKCHANNELS = {
          Phrase("по\u0301нял", "pˈonʲɪl")),
 }
 
+# Said by training voices only: what is heard in tests is to be told from questions, not remembered.
+# None begins as a question does, and none is nearly a digit.
+MORE_BACKCHANNELS = {
+  "en": (Phrase("yeah", "jˈæə"), Phrase("right", "ɹˈIt"), Phrase("okay", "ˌOkˈA")),
+  "es": (Phrase("bien", "bjˈen"), Phrase("ya", "jˈa"), Phrase("bueno", "bwˈeno")),
+  "fr": (Phrase("bon", "bˈɔ̃"), Phrase("voilà", "vwalˈa"), Phrase("ah bon", "a bˈɔ̃")),
+  "it": (Phrase("bene", "bˈɛne"), Phrase("va bene", "va bˈɛne"), Phrase("esatto", "ezˈatːo")),
+  "ru": (Phrase("ве\u0301рно", "vʲˈernə"), Phrase("я\u0301сно", "jˈasnə"),
+         Phrase("ла\u0301дно", "lˈadnə")),
+}
+
 
 def answer(op: str, digit: int) -> tuple[int, ...]:
   """The digits that answer a question; nine is followed by zero.

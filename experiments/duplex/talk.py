@@ -23,7 +23,6 @@ REACTION = 0.17  # s; who is interrupted stops at the first frame that begins th
 # Some stop a few frames later: what was missed can be made up for.
 LATE, LATE_FRAMES = 0.15, 3
 LEAST = 2  # frames of a word that are said, or the word isn't begun
-HELD_FRAMES = 3  # for which who has stopped without need is silent before going on
 _FADE = RATE // 100
 
 
@@ -244,21 +243,22 @@ class Talk:
     event["answer_end"] = words[-1].end
     return words[-1].end
 
-  def hold(self, onset: int, event: dict[str, Any]) -> None:
-    """Who takes what the user sounds for an interruption stops, finds that it is none, and goes on.
+  def hold(self, onset: int, end: int, event: dict[str, Any]) -> None:
+    """Who takes a sound of the user for an interruption stops, and goes on when it is over.
 
-    With the word after the one that was cut. So it is learnt that a mistake can be made up for. An
-    answer that is nearly over is not held.
+    With the word after the one that was cut. So it is learnt that a mistake can be made up for.
+    Sounds that are over before are let pass, and so is an answer that is nearly over.
     """
-    stop = ceil_frame(onset + int(REACTION * RATE))
+    stop, on = ceil_frame(onset + int(REACTION * RATE)), ceil_frame(end) + 1
     first = event["answer_start"] // FRAME
     rest = [w for w in self.words if w.frame >= first and stop - w.frame < LEAST]
     said = [w for w in self.words if w not in rest]
-    if rest and said and said[-1].frame >= first and said[-1].end > stop * FRAME:
+    cuts = bool(said) and said[-1].frame >= first and said[-1].end > stop * FRAME
+    if rest and cuts and stop * FRAME < end:
       said[-1].stop = stop
       self.words = said
-      self._say(stop + HELD_FRAMES, rest, event)
-      self.note("held", stop * FRAME, (stop + HELD_FRAMES) * FRAME)
+      self._say(on, rest, event)
+      self.note("held", stop * FRAME, on * FRAME)
 
   def interrupt(self, onset: int, event: dict[str, Any]) -> int:
     """Cuts the answer of an event short because the user speaks; returns the frame it stops at."""

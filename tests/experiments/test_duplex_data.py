@@ -84,16 +84,15 @@ def test_words_sound_in_their_frames_and_nothing_else_does(made):
 
 
 def test_counted_words_are_one_to_two_frames_apart_but_where_it_was_held(made):
-  gaps, held = [], []
+  gaps = []
   for dialogue in made:
     holds = {e["end"] for e in dialogue.events if e["event"] == "held"}
     for event in answered(dialogue):
       mine = [w for w in dialogue.words
               if event["answer_start"] <= w.frame * FRAME < event["answer_end"]]
       for a, b in zip(mine, mine[1:], strict=False):
-        (held if b.frame * FRAME in holds else gaps).append(b.frame * FRAME - a.end)
+        gaps += [b.frame * FRAME - a.end] if b.frame * FRAME not in holds else []
   assert min(gaps) >= FRAME and max(gaps) < 2 * FRAME
-  assert set(held) == {talk.HELD_FRAMES * FRAME}
 
 
 def test_who_stops_without_need_goes_on_with_the_next_word(made):
@@ -101,8 +100,10 @@ def test_who_stops_without_need_goes_on_with_the_next_word(made):
   for dialogue in made:
     for event in (e for e in dialogue.events if e["event"] == "held"):
       holds += 1
-      sounded = [e["start"] for e in dialogue.events if e["event"] in ("backchannel", "noise")]
-      assert any(0 <= event["start"] - s - talk.REACTION * RATE < FRAME for s in sounded)
+      sounded = [(e["start"], e["end"]) for e in dialogue.events
+                 if e["event"] in ("backchannel", "noise")]
+      assert any(0 <= event["start"] - start - talk.REACTION * RATE < FRAME
+                 and FRAME <= event["end"] - end < 2 * FRAME for start, end in sounded)
       assert not dialogue.assistant_T[event["start"] : event["end"]].any()
       (of,) = [e for e in answered(dialogue)
                if e["answer_start"] < event["start"] < e["answer_end"]]
