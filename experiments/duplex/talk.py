@@ -203,8 +203,8 @@ class Talk:
   def backchannel(self, who: Asker) -> np.ndarray:
     """A sign of attention, softer than the user's questions.
 
-    Voices have few of them: in training it is often somebody else's, mostly in another disguise,
-    and at times a hesitation or a murmur, lest it be known by those few.
+    A voice says few: in training it is often somebody else's, mostly in another disguise, and at
+    times a hesitation or a murmur, lest it be known by those few.
     """
     use = "backchannel"
     if self.disguised:
@@ -249,26 +249,28 @@ class Talk:
     With the word after the one that was cut. So it is learnt that a mistake can be made up for.
     Sounds that are over before are let pass, and so is an answer that is nearly over.
     """
-    stop, on = ceil_frame(onset + int(REACTION * RATE)), ceil_frame(end) + 1
-    first = event["answer_start"] // FRAME
-    rest = [w for w in self.words if w.frame >= first and stop - w.frame < LEAST]
-    said = [w for w in self.words if w not in rest]
-    cuts = bool(said) and said[-1].frame >= first and said[-1].end > stop * FRAME
-    if rest and cuts and stop * FRAME < end:
-      said[-1].stop = stop
-      self.words = said
-      self._say(on, rest, event)
+    stop, first = ceil_frame(onset + int(REACTION * RATE)), event["answer_start"] // FRAME
+    speaks = any(first <= w.frame <= stop - LEAST and w.end > stop * FRAME for w in self.words)
+    if speaks and stop * FRAME < end and stop - self.words[-1].frame < LEAST:
+      on = ceil_frame(end) + 1
+      self._say(on, self._cut(stop, first), event)
       self.note("held", stop * FRAME, on * FRAME)
+
+  def _cut(self, stop: int, first: int) -> list[Word]:
+    """Ends the answer that begins at frame `first` at another; returns the words not begun."""
+    rest = [w for w in self.words if w.frame >= first and stop - w.frame < LEAST]
+    self.words = self.words[: len(self.words) - len(rest)]
+    for word in self.words:
+      if word.frame >= first and word.stop is None:
+        word.stop = stop
+    return rest
 
   def interrupt(self, onset: int, event: dict[str, Any]) -> int:
     """Cuts the answer of an event short because the user speaks; returns the frame it stops at."""
     late = int(self.rng.integers(1, LATE_FRAMES + 1)) if self.chance(LATE) else 0
     stop = ceil_frame(onset + int(REACTION * RATE)) + late
     first = event["answer_start"] // FRAME
-    self.words = [w for w in self.words if w.frame < first or stop - w.frame >= LEAST]
-    for word in self.words:
-      if word.frame >= first and word.stop is None:
-        word.stop = stop
+    self._cut(stop, first)
     event["said"] = sum(w.frame >= first for w in self.words)
     event["answer_end"] = self.words[-1].end
     event["stop"] = stop * FRAME

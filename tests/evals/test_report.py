@@ -183,7 +183,7 @@ def test_media_round_trip():
   np.testing.assert_array_equal(np.asarray(Image.open(content(charts.png(pixels)))), pixels)
   wave = specimen.speak(3, "fr")
   read, rate = soundfile.read(content(charts.flac(wave, 16000)), dtype="float32")
-  assert rate == 16000
+  assert rate == 16000 and content(charts.flac(wave, 16000)).read(4) == b"fLaC"
   np.testing.assert_allclose(read, wave, atol=1e-4)
   low, high = (np.asarray(Image.open(content(charts.spectrogram(specimen.speak(d, "en"), 16000))))
                for d in (0, 9))

@@ -111,6 +111,20 @@ def test_who_stops_without_need_goes_on_with_the_next_word(made):
   assert holds
 
 
+@pytest.mark.parametrize(("onset", "seconds", "held"), [
+  (2.0, 0.5, True), (2.0, 0.1, False),  # over before it could have stopped
+  (9.0, 0.5, False)])  # the last word is being said
+def test_what_is_let_pass_holds_nobody(onset, seconds, held):
+  told = talk.Talk(recordings.load("train"), np.random.default_rng(0), disguised=True)
+  event = told.note("question", 0, 0)
+  end = told.answer(10, "en", tuple(range(10)), event)
+  onset = int(min(onset * RATE, told.words[-1].frame * FRAME + 1000))
+  told.hold(onset, onset + int(seconds * RATE), event)
+  assert (event["answer_end"] > end) == held == any(e["event"] == "held" for e in told.events)
+  assert [w.digit for w in told.words] == list(range(10))
+  assert held or all(w.stop is None for w in told.words)
+
+
 def test_who_is_interrupted_stops(made):
   stops = late = 0
   for dialogue in made:
@@ -180,6 +194,8 @@ def test_no_voice_of_training_is_tested_and_no_user_is_the_assistant():
                 if bank.asks(language, v)]
       assert len(askers) >= least
       assert not any(bank.kinds[v] == "person" for v in askers)
+    said = {len(some) for (_, _, use), some in bank.said.items() if use == "backchannel"}
+    assert said == {6 if bank is train else phrases.TESTED_BACKCHANNELS}
   voices = {e["voice"] for e in unpack.index() if e["split"] == "train"}
   assert set(recordings.ASSISTANT.values()) <= voices
 
@@ -257,6 +273,26 @@ def test_the_voices_of_scenarios_take_turns():
   heard = {(e["language"], e["voice"]) for i in range(80)
            for e in scenarios.scenario(0, "answer", i).events if e["event"] == "question"}
   assert heard == {(la, v) for la, some in bank.voices.items() for vs in some.values() for v in vs}
+
+
+def test_a_murmur_is_a_piece_of_a_digit_that_begins_and_ends_softly():
+  bank = recordings.load("train")
+  who = talk.Asker("fr", bank.voices["fr"]["kokoro"][0], 0.0, None)
+  takes = [take for some in bank.digits["fr", who.voice].values() for take in some]
+  ways = set()
+  for seed in range(20):
+    piece_T = talk.Talk(bank, np.random.default_rng(seed), disguised=True)._murmur(who)
+    assert 0.05 < len(piece_T) / RATE < 0.5
+    assert abs(piece_T[0]) < 0.01 and abs(piece_T[-1]) < 0.01 and sounds.rms(piece_T) > 5e-3
+    low, high = len(piece_T) // 4, len(piece_T) // 2
+    for way, late, wave_T in ((1, low, piece_T[low:high]),
+                              (-1, len(piece_T) - high, piece_T[low:high][::-1])):
+      for take in takes:
+        for i in np.flatnonzero(take[: len(take) - len(wave_T) + 1] == wave_T[0]):
+          if np.array_equal(take[i : i + len(wave_T)], wave_T):
+            assert i - late >= len(take) // 4
+            ways.add(way)
+  assert ways == {1, -1}
 
 
 def test_a_disguise_is_the_same_for_the_same_seed():
